@@ -1,0 +1,55 @@
+# `make help` lists the targets. Everything runs from .venv, which each target makes or refreshes as needed.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format serve proto bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# One stamp per set of extras: touched after a successful install, older than pyproject.toml means install again.
+$(VENV)/.installed: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-test
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
+	@touch $@
+
+run: $(VENV)/.installed  ## the simulation: chats stick, a server dies, every message still succeeds
+	@$(BIN)/districhat demo $(ARGS)
+
+serve: $(VENV)/.installed  ## three reference servers and the proxy on their default ports, until Ctrl-C
+	@$(BIN)/districhat demo --serve $(ARGS)
+
+test: $(VENV)/.installed-test  ## all tests (ARGS="-k name" to choose)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev  ## lint, format, types, import rules, generated code fresh
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python proto/generate.py --check
+
+format: $(VENV)/.installed-dev  ## apply the formatter and the safe fixes
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+proto: $(VENV)/.installed-dev  ## generate the Python code of proto/districhat/chat.proto
+	@$(BIN)/python proto/generate.py
+
+bench: $(VENV)/.installed-test  ## CPU per call, ours and a grpc.aio pass-through in one run
+	@$(BIN)/python -m bench $(ARGS)
+
+clean:  ## remove .venv and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""The session cache: two levels in memory, each least-recently-used."""

@@ -1,0 +1,1 @@
+"""Where sessions go that no longer fit in memory."""

@@ -1,0 +1,1 @@
+"""Pure selection: which server owns a key, and which come next."""

@@ -1,0 +1,1 @@
+"""The asyncio part of the data path: listener, downstream and upstream connections, pools."""
