@@ -1,1 +1,1 @@
-"""The session cache: two levels in memory, each least-recently-used."""
+"""The session cache: two levels in memory, each least-recently-used, over a store."""

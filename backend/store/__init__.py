@@ -1,1 +1,1 @@
-"""Where sessions go that no longer fit in memory."""
+"""Where every acknowledged message is: what a server reads after an eviction, a restart or another server's death."""

@@ -1,1 +1,59 @@
-"""HTTP/2 without I/O. The only package that knows the engine (ngh2, which is libnghttp2)."""
+"""HTTP/2 without I/O. The only package that knows the engine (ngh2, which is libnghttp2).
+
+engine      roles, limits, windows
+connection  bytes in, handler calls out, one write per event-loop pass
+outbox      which connections have something to say
+"""
+
+from ngh2 import (
+    ConnectionClosed,
+    ConnectionClosingError,
+    DataReceived,
+    ErrorCode,
+    GoAwayReceived,
+    Header,
+    NeverIndexedHeader,
+    NoAvailableStreamIDError,
+    PingAcknowledged,
+    RequestReceived,
+    ResponseReceived,
+    Setting,
+    SettingsReceived,
+    StreamClosed,
+    StreamUnavailableError,
+    TrailersReceived,
+)
+from ngh2 import NGH2Error as EngineError
+
+from proxy.http2.connection import Http2Connection, Wire
+from proxy.http2.engine import MAX_STREAM_ID, Engine, Limits, client_engine, goaway_frame, server_engine
+from proxy.http2.outbox import Outbox
+
+__all__ = [
+    "MAX_STREAM_ID",
+    "ConnectionClosed",
+    "ConnectionClosingError",
+    "DataReceived",
+    "Engine",
+    "EngineError",
+    "ErrorCode",
+    "GoAwayReceived",
+    "Header",
+    "Http2Connection",
+    "Limits",
+    "NeverIndexedHeader",
+    "NoAvailableStreamIDError",
+    "Outbox",
+    "PingAcknowledged",
+    "RequestReceived",
+    "ResponseReceived",
+    "Setting",
+    "SettingsReceived",
+    "StreamClosed",
+    "StreamUnavailableError",
+    "TrailersReceived",
+    "Wire",
+    "client_engine",
+    "goaway_frame",
+    "server_engine",
+]

@@ -1,0 +1,181 @@
+"""`chat.ChatService`: from the wire to the cache and the engine, and back.
+
+A call that finds the server draining gets UNAVAILABLE and has changed nothing; one that runs already is finished. A
+conversation (`Chat`) would never finish by itself, so it ends between two messages: all that was answered is stored,
+and the client goes on with another server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from districhat import chat_pb2, chat_pb2_grpc
+
+from backend.cache.levels import CacheLevel
+from backend.errors import CallError, DrainingError, InvalidRequestError
+from backend.session import Message
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from grpc.aio import ServicerContext
+
+    from backend.cache.hierarchical import HierarchicalCache
+    from backend.engine import ReplyEngine
+    from backend.session import Session
+
+    _ChatContext = ServicerContext[chat_pb2.ChatRequest, chat_pb2.ChatResponse]
+
+_Answer = TypeVar("_Answer")
+
+MAX_ID_BYTES = 4096
+"""The most UTF-8 bytes of a chat id and of a message id: they are keys, in memory and in the store's indexes."""
+
+_LOCATIONS = {
+    CacheLevel.L1: chat_pb2.CACHE_L1,
+    CacheLevel.L2: chat_pb2.CACHE_L2,
+    CacheLevel.DISK: chat_pb2.CACHE_DISK,
+    CacheLevel.MISS: chat_pb2.CACHE_MISS,
+}
+
+
+class ChatService(chat_pb2_grpc.ChatServiceServicer):
+    """Serves the five calls. `draining` is set once, by the server that is stopping.
+
+    Failures end a call with a grpc-status and a message: INVALID_ARGUMENT for an empty or oversized id, UNAVAILABLE
+    while draining or when the store cannot answer for the message, INTERNAL when the engine has no reply.
+    """
+
+    def __init__(self, server_id: str, cache: HierarchicalCache, engine: ReplyEngine, draining: asyncio.Event) -> None:
+        self._server_id = server_id
+        self._cache = cache
+        self._engine = engine
+        self._draining = draining
+        self._started = asyncio.get_running_loop().time()
+
+    async def PostMessage(  # noqa: N802 - the generated name
+        self, request: chat_pb2.ChatRequest, context: _ChatContext
+    ) -> chat_pb2.ChatResponse:
+        """Appends the message and answers when it is safe in the store and the reply is complete."""
+        async with _failures_end(context):
+            return await self._answer(request)
+        raise AssertionError  # `abort` always raises
+
+    async def StreamReply(  # noqa: N802 - the generated name
+        self, request: chat_pb2.ChatRequest, context: ServicerContext[chat_pb2.ChatRequest, chat_pb2.ReplyChunk]
+    ) -> AsyncIterator[chat_pb2.ReplyChunk]:
+        """Appends the message, then sends the reply as it is made. The last chunk has what PostMessage would answer."""
+        async with _failures_end(context):
+            session, response = await self._apply(request)
+            tokens = []
+            async for token in self._engine.reply(session, session.recent[-1]):
+                tokens.append(token)
+                yield chat_pb2.ReplyChunk(token=token)
+            response.reply = "".join(tokens)
+            yield chat_pb2.ReplyChunk(response=response)
+
+    async def Chat(  # noqa: N802 - the generated name
+        self,
+        request_iterator: AsyncIterator[chat_pb2.ChatRequest],  # noqa: ARG002 - read through the context
+        context: _ChatContext,
+    ) -> AsyncIterator[chat_pb2.ChatResponse]:
+        """Answers each message like PostMessage, one after another. They may belong to different chats."""
+        async with _failures_end(context):
+            draining = asyncio.get_running_loop().create_task(self._draining.wait())
+            try:
+                while (request := await self._next_request(context, draining)) is not None:
+                    yield await self._answer(request)
+            finally:
+                draining.cancel()
+
+    async def GetCacheStats(  # noqa: N802 - the generated name
+        self,
+        request: chat_pb2.StatsRequest,  # noqa: ARG002 - a server can only speak for itself, and says who it is
+        context: ServicerContext[chat_pb2.StatsRequest, chat_pb2.StatsResponse],  # noqa: ARG002
+    ) -> chat_pb2.StatsResponse:
+        """The statistics of the server asked, whichever the request names; also while draining."""
+        statistics = self._cache.statistics()
+        l1_chats = self._cache.l1_chats()
+        l2_chats = self._cache.l2_chats()
+        return chat_pb2.StatsResponse(
+            server_id=self._server_id,
+            l1_size=len(l1_chats),
+            l1_capacity=self._cache.l1_capacity,
+            l2_size=len(l2_chats),
+            l2_capacity=self._cache.l2_capacity,
+            total_requests=statistics.requests,
+            cache_hits=statistics.hits,
+            cache_misses=statistics.misses,
+            l1_chats=l1_chats,
+            l2_chats=l2_chats,
+            l1_hits=statistics.l1_hits,
+            l2_hits=statistics.l2_hits,
+            disk_hits=statistics.disk_hits,
+            demotions=statistics.demotions,
+            promotions=statistics.promotions,
+            evictions=statistics.evictions,
+        )
+
+    async def HealthCheck(  # noqa: N802 - the generated name
+        self,
+        request: chat_pb2.HealthRequest,  # noqa: ARG002
+        context: ServicerContext[chat_pb2.HealthRequest, chat_pb2.HealthResponse],  # noqa: ARG002
+    ) -> chat_pb2.HealthResponse:
+        """Healthy until the server drains."""
+        uptime = asyncio.get_running_loop().time() - self._started
+        return chat_pb2.HealthResponse(
+            healthy=not self._draining.is_set(), server_id=self._server_id, uptime_seconds=int(uptime)
+        )
+
+    async def _next_request(self, context: _ChatContext, draining: asyncio.Task[bool]) -> chat_pb2.ChatRequest | None:
+        """The next message of a conversation, None at its end. Raises DrainingError if the drain comes first."""
+        # Never cancelled, as the transport fills its buffer: left alone, it ends with the call.
+        read = asyncio.get_running_loop().create_task(_read(context))
+        await asyncio.wait((read, draining), return_when=asyncio.FIRST_COMPLETED)
+        if not read.done():
+            read.add_done_callback(_forget)
+            raise DrainingError
+        return read.result()
+
+    async def _answer(self, request: chat_pb2.ChatRequest) -> chat_pb2.ChatResponse:
+        session, response = await self._apply(request)
+        response.reply = "".join([token async for token in self._engine.reply(session, session.recent[-1])])
+        return response
+
+    async def _apply(self, request: chat_pb2.ChatRequest) -> tuple[Session, chat_pb2.ChatResponse]:
+        """Stores the message. The session after it, and the response but for the reply."""
+        if self._draining.is_set():
+            raise DrainingError
+        if not request.chat_id:
+            raise InvalidRequestError("chat_id must not be empty")
+        for name, value in (("chat_id", request.chat_id), ("message_id", request.message_id)):
+            if len(value.encode()) > MAX_ID_BYTES:
+                raise InvalidRequestError(f"{name} must not be longer than {MAX_ID_BYTES} bytes")
+        session, level = await self._cache.add_message(
+            request.chat_id, Message(request.message, request.sender_id, request.timestamp, request.message_id)
+        )
+        response = chat_pb2.ChatResponse(
+            success=True, server_id=self._server_id, cache_location=_LOCATIONS[level], message_count=session.length
+        )
+        return session, response
+
+
+async def _read(context: _ChatContext) -> chat_pb2.ChatRequest | None:
+    request: object = await context.read()
+    return request if isinstance(request, chat_pb2.ChatRequest) else None
+
+
+def _forget(read: asyncio.Task[chat_pb2.ChatRequest | None]) -> None:
+    if not read.cancelled():
+        read.exception()
+
+
+@asynccontextmanager
+async def _failures_end(context: ServicerContext[chat_pb2.ChatRequest, _Answer]) -> AsyncIterator[None]:
+    """Turns a CallError of the block into the end of the call."""
+    try:
+        yield
+    except CallError as error:
+        await context.abort(error.code, str(error))

@@ -1,0 +1,173 @@
+"""The settings of the reference server, and where they come from.
+
+Strongest first: flags of the command, environment variables, the TOML file, the defaults here. A variable is
+`DISTRICHAT_BACKEND_` and the key path with `__` for the dot: `DISTRICHAT_BACKEND_CACHE__L1_CAPACITY=5`.
+
+Nothing is guessed: an unknown key, a value of another type or out of range is refused with its key path.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from backend.errors import ConfigError
+from backend.store.url import MEMORY_URL, sqlite_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+ENV_PREFIX = "DISTRICHAT_BACKEND_"
+# What Kubernetes puts into every pod beside a Service named `districhat-backend`; no setting of ours looks like it.
+_KUBERNETES_NAMES = re.compile(r"(SERVICE_HOST|SERVICE_PORT|PORT)(_|$)")
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `host:port` or `[IPv6]:port`; the host without brackets. Raises ValueError."""
+    match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]]+)):([0-9]{1,5})", address)
+    if match is None or int(match[3]) > 65535:
+        raise ValueError("must be host:port or [IPv6]:port with a port of at most 65535")
+    return match[1] or match[2], int(match[3])
+
+
+def _address(value: str) -> str:
+    split_address(value)
+    return value
+
+
+def _store_url(value: str) -> str:
+    sqlite_path(value)
+    return value
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class CacheSettings(_Group):
+    """The levels in memory."""
+
+    l1_capacity: int = Field(default=5, ge=0)
+    """Sessions in L1, which stands for GPU memory. 0: no L1."""
+    l2_capacity: int = Field(default=20, ge=0)
+    """Sessions in L2, which stands for RAM. 0: no L2."""
+    recent_messages: int = Field(default=50, ge=2)
+    """Messages of a session held in memory. The engine sees no further back; the store keeps all."""
+
+
+class StoreSettings(_Group):
+    """Where every message goes before it is acknowledged."""
+
+    url: Annotated[str, AfterValidator(_store_url)] = MEMORY_URL
+    """`memory:` or `sqlite:///PATH` (see `sqlite_path`). In memory, sessions end with the process: the default leaves
+    no file behind and finds no surprising one; a cluster needs a file its servers share."""
+    busy_timeout: float = Field(default=5.0, ge=0)
+    """Seconds to wait while another server writes to the file."""
+    synchronous: Literal["normal", "full"] = "normal"
+    """`normal` survives the death of the server, `full` also a power failure, for a disk sync per commit."""
+
+
+class EngineSettings(_Group):
+    """What makes the replies."""
+
+    token_delay: float = Field(default=0.0, ge=0)
+    """Seconds before each token of a reply: makes a stream look like a language model's."""
+
+
+class DrainSettings(_Group):
+    """The end."""
+
+    grace: float = Field(default=10.0, ge=0)
+    """Seconds for running calls after SIGTERM or SIGINT. Those that take longer are cancelled."""
+
+
+class BackendSettings(_Group):
+    """Everything a server is started with. Immutable."""
+
+    id: str = Field(default="Server-A", min_length=1)
+    """The server's name in answers and statistics; the proxy's ring hashes the same name."""
+    address: Annotated[str, AfterValidator(_address)] = "127.0.0.1:50051"
+    """Where to listen, `host:port`. Port 0: any free one, said in the ready line."""
+    cache: CacheSettings = CacheSettings()
+    store: StoreSettings = StoreSettings()
+    engine: EngineSettings = EngineSettings()
+    drain: DrainSettings = DrainSettings()
+
+
+def load_settings(file: Path | None, flags: Mapping[str, Any]) -> BackendSettings:
+    """The settings from all sources.
+
+    `file`: a TOML file, None for none. `flags`: what the command line says, nested like the settings, strings allowed
+    for numbers. Raises ConfigError with every problem found.
+    """
+    from_file = {} if file is None else _read_toml(file)
+    try:
+        # Alone and strictly first: TOML has types, so "5" for a number is a mistake there, as it is not elsewhere.
+        BackendSettings.model_validate(from_file, strict=True)
+    except ValidationError as error:
+        raise ConfigError([_line(problem["loc"], problem) for problem in error.errors()]) from error
+    if unknown := _unknown_variables():
+        raise ConfigError([f"{name}: unknown setting in the environment" for name in unknown])
+
+    class Sources(BackendSettings, BaseSettings):
+        model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__")
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the names are the library's
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=from_file)
+
+    try:
+        return Sources(**flags)
+    except ValidationError as error:
+        raise ConfigError([_line(problem["loc"], problem) for problem in error.errors()]) from error
+    except SettingsError as error:
+        raise ConfigError([f"{ENV_PREFIX}*: {error}"]) from error
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"config: {file}: {error.strerror}"]) from error
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise ConfigError([f"config: {file}: {error}"]) from error
+
+
+def _unknown_variables() -> list[str]:
+    """Variables that name no setting. The library looks for names it knows, and would not see these."""
+    return [
+        name
+        for name in sorted(os.environ)
+        if name.upper().startswith(ENV_PREFIX)
+        and not _KUBERNETES_NAMES.match(key := name[len(ENV_PREFIX) :].upper())
+        and key.lower().split("__")[0] not in BackendSettings.model_fields
+    ]
+
+
+def _line(location: tuple[int | str, ...], problem: Mapping[str, Any]) -> str:
+    key = ".".join(map(str, location))
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown setting"
+    if problem["type"] == "model_type":
+        return f"{key}: must be a table, not {problem['input']!r}"
+    text = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    return f"{key}: {text}" if repr(problem["input"]) in text else f"{key}: {text}, not {problem['input']!r}"

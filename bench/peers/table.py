@@ -1,0 +1,16 @@
+"""All peers. To add one: a module beside this one with a `PEER`, and its line here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bench.peers import aio_passthrough, districhat
+
+if TYPE_CHECKING:
+    from bench.peers.base import Peer
+
+OURS = districhat.PEER
+"""The numerator of the ratios."""
+
+PEERS: dict[str, Peer] = {peer.name: peer for peer in (districhat.PEER, aio_passthrough.PEER)}
+"""By name, in the order of the tables."""

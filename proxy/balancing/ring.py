@@ -1,0 +1,184 @@
+"""The ring as the data path sees it: an immutable snapshot, built once per change of members or weights.
+
+A node stands at one point per vnode; a key belongs to the first point at or after its hash, and past the last point
+the ring wraps to the first. Where two nodes have the same point, the node with the smaller id (in the order of UTF-8
+bytes) stands before the other, so the order in which nodes were added never shows, and taking one away leaves the
+place to the other. A snapshot depends on nothing but members, vnode counts and layout: every proxy that has the same
+three has the same owners, which `fingerprint` makes checkable.
+
+Why arrays and a prefix table: with 100,000 points a plain `bisect` costs 560 ns, most of it cache misses on int
+objects. A table over the leading bits of the hash gives the place to start, on average less than one step before the
+owner's point, and 4-byte arrays keep all of it near the core: 230 ns with 1,000 nodes, 90 ns with three.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+from proxy.balancing.errors import DuplicateNodeError, EmptyRingError
+from proxy.balancing.hashing import HASH_BITS, RING_SIZE, HashLayout, hash_function, vnode_points
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Self
+
+_RANK_BITS = 32
+_RANK_MASK = (1 << _RANK_BITS) - 1
+
+
+class RingNode(NamedTuple):
+    """A member of the ring. Only `id` and `vnodes` decide what it owns; `address` is carried for the caller."""
+
+    id: str
+    vnodes: int
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RingSnapshot:
+    """An immutable ring. Snapshots are equal when their nodes (addresses included) and layout are.
+
+    Build one with `RingSnapshot.build` or `HashRing.snapshot`. An empty ring is allowed: it has no owners, and `walk`
+    yields nothing.
+    """
+
+    nodes: tuple[RingNode, ...]
+    """The members in the order of their ids (UTF-8 bytes). `owner_index` and `walk` give indexes into this."""
+
+    layout: HashLayout
+    """Which hash places vnodes and keys."""
+
+    fingerprint: str
+    """16 hex digits over ids, vnode counts and layout, the same in every process. Addresses do not count."""
+
+    hash_key: Callable[[bytes], int] = field(compare=False, repr=False)
+    """The layout's hash: what `owner_index` and `walk` expect of a key."""
+
+    _points: array[int] = field(compare=False, repr=False)
+    """The points in ascending order, then 2**32 - 1 once more, standing for the wrap to the first."""
+
+    _owners: array[int] = field(compare=False, repr=False)
+    """For each of `_points` the index of its node."""
+
+    _start: array[int] = field(compare=False, repr=False)
+    """For each value of a hash's leading bits the index of the first point that has these or higher leading bits."""
+
+    _shift: int = field(compare=False, repr=False)
+    """How far to shift a hash to the right to have its leading bits only."""
+
+    @classmethod
+    def build(
+        cls,
+        nodes: Iterable[RingNode],
+        layout: HashLayout = "murmur3",
+        points_of: Callable[[RingNode], Sequence[int]] | None = None,
+    ) -> Self:
+        """Build the ring of these nodes, in any order; costs O(N log N) of all vnodes (85 ms for 1,000 x 100).
+
+        `points_of` saves hashing when the points of a node are known already; it must return what `vnode_points` would.
+        Raises `DuplicateNodeError` when two nodes have the same id.
+        """
+        hash_key = hash_function(layout)
+        # Comparing str compares code points, which is the order of UTF-8 bytes.
+        members = tuple(sorted(nodes))
+        for before, after in pairwise(members):
+            if before.id == after.id:
+                raise DuplicateNodeError(after.id)
+        # One int per point, place above rank: sorts three times as fast as tuples, and ties go to the smaller id.
+        entries: list[int] = []
+        for rank, node in enumerate(members):
+            places = points_of(node) if points_of is not None else vnode_points(node.id, node.vnodes, hash_key)
+            entries += [place << _RANK_BITS | rank for place in places]
+        entries.sort()
+        points = array("I", [entry >> _RANK_BITS for entry in entries])
+        owners = array("I", [entry & _RANK_MASK for entry in entries])
+        # About one bucket per point, for hashes spread evenly; more buckets cost more cache than they save steps.
+        shift = HASH_BITS - max(1, len(points).bit_length())
+        start = _prefix_table(points, shift)
+        points.append(RING_SIZE - 1)
+        owners.extend(owners[:1])
+        return cls(members, layout, _fingerprint(members, layout), hash_key, points, owners, start, shift)
+
+    def owner_index(self, key_hash: int) -> int:
+        """The index into `nodes` of the node that owns a hash (0 .. 2**32 - 1).
+
+        Raises `EmptyRingError` on an empty ring. The result for numbers out of range is undefined.
+        """
+        try:
+            index = self._start[key_hash >> self._shift]
+            points = self._points
+            while points[index] < key_hash:
+                index += 1
+            return self._owners[index]
+        except IndexError:
+            if self.nodes:
+                raise
+            raise EmptyRingError from None
+
+    def owner(self, key: bytes) -> str:
+        """The id of the node that owns a key. Raises `EmptyRingError` on an empty ring."""
+        return self.nodes[self.owner_index(self.hash_key(key))].id
+
+    def walk(self, key_hash: int) -> Iterator[int]:
+        """The indexes of all nodes, each once, in the order in which they take over from one another.
+
+        The first is the owner; each further one is who would own the hash if all before it left the ring. Yields
+        nothing on an empty ring. Lazy: what is not asked for costs nothing.
+        """
+        remaining = len(self.nodes)
+        if not remaining:
+            return
+        points = self._points
+        owners = self._owners
+        index = self._start[key_hash >> self._shift]
+        while points[index] < key_hash:
+            index += 1
+        last = len(points) - 1
+        seen = bytearray(remaining)
+        while True:
+            node = owners[index]
+            if not seen[node]:
+                seen[node] = 1
+                yield node
+                remaining -= 1
+                if not remaining:
+                    return
+            index += 1
+            if index >= last:
+                index = 0
+
+    def shares(self) -> dict[str, float]:
+        """The exact share of the key space each node owns, by id. They sum to 1.0; empty for an empty ring."""
+        lengths = [0] * len(self.nodes)
+        points = self._points
+        before = points[-2] - RING_SIZE if self.nodes else 0
+        for point, node in zip(points[:-1], self._owners, strict=False):
+            lengths[node] += point - before
+            before = point
+        return {node.id: length / RING_SIZE for node, length in zip(self.nodes, lengths, strict=True)}
+
+
+def _prefix_table(points: Sequence[int], shift: int) -> array[int]:
+    """For each prefix (a hash without its lowest `shift` bits) the index of the first point with it or a higher one."""
+    table: list[int] = []
+    filled = 0
+    for index, point in enumerate(points):
+        upto = (point >> shift) + 1
+        if upto > filled:
+            table.extend([index] * (upto - filled))
+            filled = upto
+    table.extend([len(points)] * ((RING_SIZE >> shift) - filled))
+    return array("I", table)
+
+
+def _fingerprint(nodes: Iterable[RingNode], layout: HashLayout) -> str:
+    digest = blake2b(layout.encode(), digest_size=8)
+    for node in nodes:
+        name = node.id.encode()
+        # With its length in front no id can imitate a neighbour.
+        digest.update(b"\n%d %b %d" % (len(name), name, node.vnodes))
+    return digest.hexdigest()

@@ -1,0 +1,176 @@
+"""The `districhat` command: what can be asked for, and how it ends.
+
+Exit status: 0 all well, 1 the command ran and found something wrong, 2 a mistake in the configuration or on the command
+line, 130 interrupted. Each command imports its own module only when it runs, so that `serve` does not load the tables
+of `ring` or the gRPC client of `demo`, and a bad configuration is told without loading the data path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import math
+import os
+import sys
+from pathlib import Path
+
+from proxy.errors import ConfigError
+
+_EPILOG = """\
+examples:
+  districhat demo                               see chats stick, a server die, and every message still succeed
+  districhat serve --config config/minimal.toml
+  districhat check --config proxy.toml          every mistake in it, with its key
+  districhat ring locate chat-007               who owns a chat, and who takes over
+  districhat ring share --json                  how even the load is
+
+Without --config the commands read ./districhat.toml. Any setting can be overridden by the environment:
+  DISTRICHAT_LISTENER__ADDRESS=0.0.0.0:50050 districhat serve --config proxy.toml
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command (`argv` without the program's name; None: the process's) and return its exit status.
+
+    Exits by SystemExit only where argparse does: `--help`, `--version`, and mistakes on the command line.
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        return _run(arguments)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has what it wanted. Python would complain once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    # Imports inside, see the module's docstring.
+    # ruff: noqa: PLC0415
+    if arguments.command == "serve":
+        from proxy.commands.serve import serve
+
+        return serve(arguments.config)
+    if arguments.command == "check":
+        from proxy.commands.check import check
+
+        return check(arguments.config, as_json=arguments.json)
+    if arguments.command == "ring":
+        from proxy.commands.ring import locate, share
+
+        if arguments.question == "locate":
+            return locate(arguments.config, arguments.chat_ids, as_json=arguments.json)
+        return share(arguments.config, as_json=arguments.json)
+    if arguments.serve:
+        from proxy.commands.demo.stay import serve_until_stopped
+
+        return serve_until_stopped(port=50050 if arguments.port is None else arguments.port)
+    from proxy.commands.demo.scenario import Scenario
+    from proxy.commands.demo.simulation import run
+
+    scenario = Scenario(messages=arguments.messages, chats=arguments.chats, kill_after=arguments.kill_after)
+    return run(scenario, delay=arguments.delay, port=arguments.port or 0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="districhat",
+        description="A sticky gRPC proxy: every chat stays with the server that holds its session.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    version = importlib.metadata.version("districhat")
+    parser.add_argument("--version", action="version", version=f"districhat {version}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    config = argparse.ArgumentParser(add_help=False)
+    config.add_argument("--config", type=Path, metavar="FILE", help="TOML file (default: ./districhat.toml)")
+    json = argparse.ArgumentParser(add_help=False)
+    json.add_argument("--json", action="store_true", help="for programs: one JSON object on stdout")
+
+    _command(commands, "serve", "run the proxy until SIGTERM or Ctrl-C", config)
+    _command(commands, "check", "say whether a configuration is valid, or everything wrong with it", config, json)
+    ring = _command(commands, "ring", "ask the ring about owners and shares")
+    questions = ring.add_subparsers(dest="question", metavar="QUESTION", required=True)
+    locate = _command(questions, "locate", "the owner of each chat, and who takes over, in ring order", config, json)
+    locate.add_argument("chat_ids", nargs="+", type=_chat_id, metavar="CHAT_ID")
+    _command(questions, "share", "the share of the ring each server owns, and peak/mean", config, json)
+    _add_demo(commands)
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    *parents: argparse.ArgumentParser,
+) -> argparse.ArgumentParser:
+    description = f"{summary[0].upper()}{summary[1:]}."
+    return commands.add_parser(name, help=summary, description=description, parents=list(parents))
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    demo = _command(commands, "demo", "the simulation: three real servers, one is killed, every message succeeds")
+    demo.add_argument("--messages", type=_count, default=50, metavar="N", help="messages to send (default: 50)")
+    demo.add_argument("--chats", type=_count, default=25, metavar="N", help="chats, taken in turn (default: 25)")
+    demo.add_argument("--delay", type=_seconds, default=0.0, metavar="SECONDS", help="pause after each message")
+    demo.add_argument(
+        "--kill-after",
+        type=_count_or_none,
+        default=10,
+        metavar="N",
+        help="messages before Server-B gets SIGKILL (default: 10; 0: it lives)",
+    )
+    demo.add_argument(
+        "--port",
+        type=_base_port,
+        metavar="BASE",
+        help="the proxy's port, the servers take the three after it (default: free ports; with --serve 50050)",
+    )
+    demo.add_argument(
+        "--serve", action="store_true", help="send nothing: keep servers and proxy up until Ctrl-C, for other clients"
+    )
+
+
+def _chat_id(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError("a chat id is UTF-8 text") from error
+    return text
+
+
+def _count(text: str) -> int:
+    value = _count_or_none(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _count_or_none(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 3600:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds from 0 to 3600, got {text!r}")
+    return value
+
+
+def _base_port(text: str) -> int:
+    value = _count_or_none(text)
+    if value > 65_532:
+        raise argparse.ArgumentTypeError(f"must leave room for three more ports below 65536, got {text!r}")
+    return value

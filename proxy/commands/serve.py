@@ -1,0 +1,18 @@
+"""`districhat serve`: runs the proxy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxy.commands import config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def serve(config_file: Path | None) -> int:
+    """Run until a signal ends it. Raises ConfigError for bad settings, a port in use among them."""
+    settings = config.load(config_file)
+    from proxy import server  # noqa: PLC0415 - the data path is loaded only once the settings are known to be good
+
+    return server.serve(settings)

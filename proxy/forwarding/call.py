@@ -1,0 +1,479 @@
+"""The life of one call, from its first header to its last.
+
+Rules of this file:
+
+1. A call is the only object made per call. It has no task, future or timer of its own; connections call its methods.
+2. `up` says where the request goes: while it is None, request bytes wait in `buffer`, and nothing else does.
+3. The first response headers commit the call to its server: `buffer` is dropped. Until then a failed attempt may be
+   replayed on the next server, if `retry.may_move` says so.
+4. Bytes are owed to their sender (`request_unacked`, `response_unacked`) until the other side's engine has sent them;
+   the connections settle that after each flush. A call that ends early pays at once.
+5. A call ends exactly once, in `_end`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from proxy.cluster.endpoint import Endpoint
+from proxy.cluster.snapshot import ClusterSnapshot
+from proxy.forwarding.deadlines import Timed
+from proxy.forwarding.headers import GRPC_TIMEOUT, Headers, RequestHead
+from proxy.forwarding.retry import Outcome, may_move
+from proxy.grpc_wire.errors import CallRejected
+from proxy.grpc_wire.fields import ABSENT, PENDING
+from proxy.grpc_wire.message import FirstMessage, find_key
+from proxy.grpc_wire.status import Status, trailers, trailers_only
+from proxy.grpc_wire.timeout import InvalidTimeout, format_timeout, parse_timeout
+from proxy.http2 import Engine, ErrorCode, NeverIndexedHeader, StreamUnavailableError
+
+if TYPE_CHECKING:
+    from proxy.forwarding.forwarder import Forwarder
+
+
+class Downstream(Protocol):
+    """The client's connection, as a call sees it."""
+
+    engine: Engine
+    dirty: bool
+    closed: bool
+    calls: dict[int, Call]
+    owed: list[Call]
+
+    def mark_dirty(self) -> None:
+        """There is something to send."""
+
+    def reset(self, stream_id: int, code: int) -> None:
+        """Reset the stream at once; queued data is dropped. Nothing happens if it is gone."""
+
+    def reset_after_tail(self, stream_id: int) -> None:
+        """Reset the stream (NO_ERROR) once everything queued on it, trailers included, has left."""
+
+
+class Upstream(Protocol):
+    """A server's connection, as a call sees it."""
+
+    engine: Engine
+    dirty: bool
+    closed: bool
+    calls: dict[int, Call]
+    owed: list[Call]
+    last_sid: int
+
+    def mark_dirty(self) -> None:
+        """There is something to send."""
+
+    def reset(self, stream_id: int, code: int) -> None:
+        """Reset the stream at once; queued data is dropped. Nothing happens if it is gone."""
+
+
+class Call:
+    """One call. Made by the downstream connection when request headers arrive, followed by `start`."""
+
+    __slots__ = (
+        "attempts",
+        "bucket",
+        "buffer",
+        "buffered",
+        "candidates",
+        "client_timeout",
+        "deadline",
+        "done",
+        "down",
+        "endpoint",
+        "first_message",
+        "forwarder",
+        "head",
+        "history",
+        "key",
+        "request_ended",
+        "request_unacked",
+        "response_started",
+        "response_unacked",
+        "resubmitted",
+        "routed",
+        "sid",
+        "snapshot",
+        "started",
+        "up",
+        "up_sid",
+    )
+
+    def __init__(
+        self, forwarder: Forwarder, down: Downstream, sid: int, head: RequestHead, client_timeout: bytes | None
+    ) -> None:
+        self.forwarder = forwarder
+        self.down = down
+        self.sid = sid
+        self.head = head
+        self.client_timeout = client_timeout
+        """`grpc-timeout` as the client sent it; None too if the route's own timeout is shorter."""
+        self.started = 0.0
+        self.deadline: float | None = None
+        self.bucket: set[Timed] | None = None
+        """Where the deadline wheel holds it."""
+
+        self.up: Upstream | None = None
+        self.up_sid = 0
+        self.endpoint: Endpoint | None = None
+        self.candidates: Iterator[Endpoint] | None = None
+        """The servers still to be offered the call; None: those of `snapshot` for `key`, not asked for yet."""
+        self.snapshot: ClusterSnapshot | None = None
+        self.key = b""
+        self.attempts = 0
+        self.resubmitted = False
+        """Was given to the same server a second time, after its GOAWAY."""
+        self.history: list[tuple[str, str]] | None = None
+        """(server id, why it could not take the call), once there is one."""
+
+        self.routed = False
+        """The key is known, or known to be missing."""
+        self.first_message: FirstMessage | None = None
+        self.buffer: list[bytes] | None = []
+        """All of the request body so far; None once it cannot be sent again."""
+        self.buffered = 0
+        self.request_ended = False
+        self.response_started = False
+        self.done = False
+        self.request_unacked = 0
+        self.response_unacked = 0
+
+    # From the downstream connection.
+
+    def start(self, *, end_stream: bool) -> None:
+        """The request headers are here. `end_stream`: and that is all."""
+        forwarder = self.forwarder
+        head = self.head
+        self.request_ended = end_stream
+        if head.rejection:
+            self._reply(head.rejection)
+            return
+        timeout = head.route.timeout
+        if self.client_timeout is not None:
+            try:
+                wanted = parse_timeout(self.client_timeout)
+            except InvalidTimeout as error:
+                self._refuse(Status.INVALID_ARGUMENT, str(error))
+                return
+            if timeout is None or wanted < timeout:
+                timeout = wanted
+            else:
+                self.client_timeout = None
+        if timeout is not None:
+            self.started = now = forwarder.now()
+            if not timeout:
+                self._refuse(Status.DEADLINE_EXCEEDED, "the deadline had passed when the call arrived")
+                return
+            self.deadline = now + timeout
+            self.bucket = forwarder.deadlines.add(self, self.deadline)
+        if head.route.path is None:
+            self._route(head.key)
+        elif end_stream:
+            self._route(b"")
+
+    def request_data(self, data: bytes, *, end_stream: bool) -> None:
+        """A piece of the request body. `end_stream`: the last one."""
+        if end_stream:
+            self.request_ended = True
+        up = self.up
+        if up is not None:
+            if self.buffer is not None:
+                self._keep(data)
+            up.engine.send_data(self.up_sid, data, end_stream=end_stream)
+            if not self.request_unacked:
+                up.owed.append(self)
+            self.request_unacked += len(data)
+            if not up.dirty:
+                up.mark_dirty()
+            return
+        self.request_unacked += len(data)
+        buffer = self.buffer
+        assert buffer is not None  # noqa: S101 - only dropped once there is an upstream
+        buffer.append(data)
+        self.buffered += len(data)
+        if not self.routed:
+            self._look_for_key(data, end_stream=end_stream)
+
+    def request_trailers(self) -> None:
+        """The request ended with trailers. gRPC has none (Request -> Request-Headers *Length-Prefixed-Message EOS), so
+        they are dropped and the end is passed on.
+        """
+        self.request_data(b"", end_stream=True)
+
+    def cancelled(self) -> None:
+        """The client reset the stream, or is gone."""
+        self._abandon(ErrorCode.CANCEL)
+        self._end()
+
+    # Routing.
+
+    def _look_for_key(self, data: bytes, *, end_stream: bool) -> None:
+        route = self.head.route
+        path = route.path
+        assert path is not None  # noqa: S101 - other routes are routed by their headers
+        try:
+            if self.first_message is None:
+                # Nearly every call: the whole first message in one piece, the key in front.
+                key = find_key(data, path, end_stream)
+                if key is not None:
+                    self._route(key)
+                    return
+                self.first_message = FirstMessage(path, self.head.encoding, self.forwarder.max_first_message)
+            found = self.first_message.feed(data, end_stream)
+        except CallRejected as rejected:
+            self._refuse(rejected.status, str(rejected))
+            return
+        if found is PENDING:
+            # The key may come after more than a window of bytes: they count as taken, under the message limit.
+            self.pay_request(self.request_unacked)
+        elif found is ABSENT:
+            self._route(b"")
+        else:
+            self._route(found)
+
+    def _route(self, key: bytes) -> None:
+        """Offer the call to the server that `key` names; an empty key names none."""
+        self.routed = True
+        self.first_message = None
+        route = self.head.route
+        snapshot = self.forwarder.cluster.snapshot
+        if route.by_id:
+            named = snapshot.by_id.get(key.decode("utf-8", "replace"))
+            self.candidates = snapshot.least_loaded() if named is None else iter((named,))
+        elif key:
+            owner = snapshot.owner(key)
+            self.key = key
+            self.snapshot = snapshot
+            if owner.available:
+                self._offer(owner)
+                return
+        elif route.reject_missing:
+            self._refuse(Status.INVALID_ARGUMENT, f"the call has no key, and the route {route.method!r} demands one")
+            return
+        else:
+            self.candidates = snapshot.least_loaded()
+        self._offer_next()
+
+    def _offer(self, endpoint: Endpoint) -> None:
+        """Give the call to one server's pool, which attaches it to a connection, parks it, or fails the attempt."""
+        self.attempts += 1
+        self.endpoint = endpoint
+        endpoint.active += 1
+        self.forwarder.pools[endpoint].submit(self)
+
+    def _offer_next(self) -> None:
+        """Walk to the next available server that the call was not offered to; with none left, the call fails."""
+        if self.candidates is None:
+            # Made only now: a call that its owner took has no use for the others.
+            assert self.snapshot is not None  # noqa: S101 - `_route` set both or the candidates
+            self.candidates = self.snapshot.candidates(self.key)
+        if self.attempts < self.forwarder.max_attempts:
+            offered = {server for server, _ in self.history or ()}
+            for endpoint in self.candidates:
+                if endpoint.id in offered:
+                    continue
+                if endpoint.available:
+                    self._offer(endpoint)
+                    return
+                self._note(endpoint, endpoint.reason)
+        tried = "; ".join(f"{server}: {why}" for server, why in self.history or ())
+        self._refuse(Status.UNAVAILABLE, f"no server could take the call ({tried})")
+
+    def _note(self, endpoint: Endpoint, why: str) -> None:
+        if self.history is None:
+            self.history = []
+        self.history.append((endpoint.id, why))
+
+    # From the pool and the upstream connection.
+
+    def attach(self, up: Upstream) -> None:
+        """Send the request on `up`: its headers, and the body so far. Raises ConnectionClosingError, with nothing
+        changed, if the connection takes no more streams.
+        """
+        engine = up.engine
+        buffer = self.buffer
+        assert buffer is not None  # noqa: S101 - a call is only offered while it can be sent whole
+        if not buffer:
+            sid = engine.send_request(self._request_headers(), end_stream=self.request_ended)
+        else:
+            sid = engine.send_request(self._request_headers())
+            last = len(buffer) - 1
+            for index, data in enumerate(buffer):
+                engine.send_data(sid, data, end_stream=self.request_ended and index == last)
+        self.up = up
+        self.up_sid = up.last_sid = sid
+        up.calls[sid] = self
+        if self.request_unacked:
+            up.owed.append(self)
+        if not up.dirty:
+            up.mark_dirty()
+
+    def attempt_failed(self, outcome: Outcome, why: str, status: Status = Status.UNAVAILABLE) -> None:
+        """The server did not answer: `why`, for people. Moves on to the next server if the call cannot have run, else
+        ends the call with `status`. The upstream stream is gone already.
+        """
+        endpoint = self.endpoint
+        assert endpoint is not None  # noqa: S101 - there was an attempt
+        if self.response_started:
+            self._refuse(status, f"{endpoint.id}: {why}")
+            return
+        endpoint.active -= 1
+        self.endpoint = None
+        self.up = None
+        if outcome is Outcome.UNPROCESSED and self.buffer is not None and not self.resubmitted:
+            # Its GOAWAY may only mean a new connection (nginx after 1,000 requests): the chat stays with its server.
+            self.resubmitted = True
+            self.attempts -= 1
+            self._offer(endpoint)
+            return
+        self._note(endpoint, why)
+        if may_move(outcome, replayable=self.buffer is not None):
+            self._offer_next()
+        else:
+            self._refuse(status, f"{endpoint.id}: {why}")
+
+    def response_headers(self, headers: Headers, *, end_stream: bool) -> None:
+        """The server's response begins (or, a trailers-only response, is all there)."""
+        self.buffer = None
+        self.response_started = True
+        down = self.down
+        down.engine.send_response(self.sid, headers, end_stream=end_stream)
+        if not down.dirty:
+            down.mark_dirty()
+        if end_stream:
+            self._response_ended()
+
+    def response_data(self, data: bytes, *, end_stream: bool) -> None:
+        """A piece of the response body. `end_stream`: the last one, with no trailers after it."""
+        down = self.down
+        down.engine.send_data(self.sid, data, end_stream=end_stream)
+        if not self.response_unacked:
+            down.owed.append(self)
+        self.response_unacked += len(data)
+        if not down.dirty:
+            down.mark_dirty()
+        if end_stream:
+            self._response_ended()
+
+    def response_trailers(self, headers: Headers) -> None:
+        """The response ends with its status."""
+        down = self.down
+        down.engine.send_trailers(self.sid, headers)
+        if not down.dirty:
+            down.mark_dirty()
+        self._response_ended()
+
+    # From the clock.
+
+    def deadline_exceeded(self) -> None:
+        """The time is over: free the server, answer the client."""
+        self.bucket = None
+        self._abandon(ErrorCode.CANCEL)
+        self._refuse(Status.DEADLINE_EXCEEDED, "deadline exceeded at the proxy")
+
+    # Ends.
+
+    def _response_ended(self) -> None:
+        if not self.request_ended:
+            # The server answered without reading to the end. RFC 9113, 8.1: the client must get all of the response
+            # before it is told to stop; the server needs no more.
+            self.down.reset_after_tail(self.sid)
+            up = self.up
+            if up is not None:
+                up.reset(self.up_sid, ErrorCode.CANCEL)
+        self._end()
+
+    def _refuse(self, status: Status, message: str) -> None:
+        """End the call with a status of our own."""
+        if self.response_started:
+            self.down.engine.send_trailers(self.sid, trailers(status, message))
+            self.down.mark_dirty()
+            if not self.request_ended:
+                self.down.reset_after_tail(self.sid)
+            self._end()
+        else:
+            self._reply(trailers_only(status, message))
+
+    def _reply(self, headers: Headers | list[tuple[bytes, bytes]]) -> None:
+        down = self.down
+        try:
+            down.engine.send_response(self.sid, headers, end_stream=True)
+        except StreamUnavailableError:
+            pass  # reset in the same bytes that opened it; its StreamClosed event is on its way
+        else:
+            down.mark_dirty()
+            if not self.request_ended:
+                down.reset_after_tail(self.sid)
+        self._end()
+
+    def _abandon(self, code: ErrorCode) -> None:
+        """Leave the server alone from here on: nothing of this call matters any more."""
+        up = self.up
+        if up is not None:
+            up.reset(self.up_sid, code)
+        elif self.endpoint is not None:
+            self.forwarder.pools[self.endpoint].forget(self)
+
+    def _end(self) -> None:
+        """The only end of a call."""
+        self.done = True
+        self.down.calls.pop(self.sid, None)
+        if self.up is not None:
+            self.up.calls.pop(self.up_sid, None)
+        if self.endpoint is not None:
+            self.endpoint.active -= 1
+            self.endpoint = None
+        if self.bucket is not None:
+            self.bucket.discard(self)
+            self.bucket = None
+        self.buffer = None
+        if self.request_unacked:
+            self.pay_request(self.request_unacked)
+
+    # Bytes and credit.
+
+    def _keep(self, data: bytes) -> None:
+        """Add to the replay buffer, or give it up when it gets too long."""
+        self.buffered += len(data)
+        if self.buffer is not None:
+            self.buffer.append(data)
+            self.trim_replay()
+
+    def pay_request(self, amount: int) -> None:
+        """The client gets credit for `amount` bytes."""
+        self.request_unacked -= amount
+        down = self.down
+        if not down.closed:
+            down.engine.acknowledge_received_data(amount, self.sid)
+            if not down.dirty and down.engine.want_write:
+                down.mark_dirty()
+
+    def pay_response(self, amount: int) -> None:
+        """The server gets credit for `amount` bytes."""
+        self.response_unacked -= amount
+        up = self.up
+        if up is not None and not up.closed:
+            up.engine.acknowledge_received_data(amount, self.up_sid)
+            if not up.dirty and up.engine.want_write:
+                up.mark_dirty()
+
+    def trim_replay(self) -> None:
+        """The request has been written: drop what is too long to be kept for a replay."""
+        if self.buffered > self.forwarder.replay_buffer:
+            self.buffer = None
+
+    def _request_headers(self) -> Headers:
+        head = self.head
+        deadline = self.deadline
+        if deadline is None:
+            return head.headers
+        now = self.forwarder.now()
+        if now > self.started:
+            value = format_timeout(max(deadline - now, 1e-9))
+        elif self.client_timeout is None:
+            return head.with_route_timeout
+        else:
+            value = self.client_timeout
+        # Never indexed: a value that is different for every call would push everything else out of the HPACK table.
+        return (*head.headers, NeverIndexedHeader(GRPC_TIMEOUT, value))

@@ -1,0 +1,94 @@
+"""What a call's request headers say, and what is sent on.
+
+Most calls of a client carry the same headers, so what was learned of a header list is remembered by the list itself,
+without its `grpc-timeout`, which many clients make different for every call.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from proxy.forwarding.routes import Route, RouteTable
+from proxy.grpc_wire.status import Status, trailers_only
+from proxy.grpc_wire.timeout import format_timeout
+from proxy.http2 import Header
+
+GRPC_TIMEOUT: Final = b"grpc-timeout"
+INTERNAL_PREFIX: Final = b"x-districhat-"
+"""Metadata that only the proxy may write; from a client it is dropped."""
+MAX_MEMO: Final = 1024
+"""Header lists remembered."""
+MAX_MEMO_LIST: Final = 2048
+"""Bytes of the longest header list worth remembering."""
+
+Headers = tuple[Header, ...]
+
+
+class RequestHead:
+    """What a header list means for the call that carries it."""
+
+    __slots__ = ("encoding", "headers", "key", "rejection", "route", "with_route_timeout")
+
+    def __init__(self, headers: Headers, route: Route, encoding: bytes | None, key: bytes, rejection: Headers) -> None:
+        self.headers = headers
+        """To be sent on, without `grpc-timeout`."""
+        self.route = route
+        self.encoding = encoding
+        """`grpc-encoding`: how messages with the compressed flag are compressed."""
+        self.key = key
+        """The key, on a route that takes it from metadata; empty if it is not there."""
+        self.rejection = rejection
+        """If not empty: answer with these headers and END_STREAM instead of forwarding."""
+        self.with_route_timeout = headers
+        """`headers` and the route's own timeout, for calls that bring none."""
+        if route.timeout is not None:
+            self.with_route_timeout = (*headers, (GRPC_TIMEOUT, format_timeout(route.timeout)))
+
+
+class RequestHeads:
+    """The memo of header lists, on top of the rules that fill it."""
+
+    __slots__ = ("_memo", "_routes")
+
+    def __init__(self, routes: RouteTable) -> None:
+        self._routes = routes
+        self._memo: dict[Headers, RequestHead] = {}
+
+    def known(self, headers: Headers) -> RequestHead | None:
+        """What was learned of a header list before, if it is still remembered."""
+        return self._memo.get(headers)
+
+    def find(self, headers: Headers) -> RequestHead:
+        """The meaning of a header list that has no `grpc-timeout`."""
+        head = self._memo.get(headers)
+        if head is not None:
+            return head
+        head = self._parse(headers)
+        if sum(len(name) + len(value) for name, value in headers) <= MAX_MEMO_LIST:
+            if len(self._memo) >= MAX_MEMO:
+                self._memo.clear()
+            self._memo[headers] = head
+        return head
+
+    def _parse(self, headers: Headers) -> RequestHead:
+        fields = dict(reversed(headers))  # the first of several wins
+        path = fields.get(b":path", b"").decode("latin-1")
+        route = self._routes.find(path)
+        forwarded = tuple(
+            header for header in headers if not header[0].startswith(INTERNAL_PREFIX) and header[0] != GRPC_TIMEOUT
+        )
+        key = fields.get(route.metadata, b"") if route.metadata is not None else b""
+        return RequestHead(forwarded, route, fields.get(b"grpc-encoding"), key, _rejection(fields, path))
+
+
+def _rejection(fields: dict[bytes, bytes], path: str) -> Headers:
+    content_type = fields.get(b"content-type", b"")
+    # gRPC over HTTP/2, "Requests": "If Content-Type does not begin with "application/grpc", gRPC servers SHOULD
+    # respond with HTTP status of 415".
+    if not content_type.startswith(b"application/grpc") or content_type[16:17] not in (b"", b"+", b";"):
+        return ((b":status", b"415"),)
+    if fields.get(b":method") != b"POST":
+        return ((b":status", b"405"), (b"allow", b"POST"))
+    if not path.startswith("/"):  # grpc-go CVE-2026-33186: a path without the slash slips past rules made for it
+        return tuple(trailers_only(Status.UNIMPLEMENTED, f"malformed method name: {path!r}"))
+    return ()

@@ -1,0 +1,97 @@
+"""`[[routes]]` and `[retry]`: where a call goes, and where it may go next."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from proxy.grpc_wire.fields import FieldPath
+
+
+class KeySource(BaseModel):
+    """Where a call says its key: in a field of its first message, or in metadata. Exactly one of the two."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    field: str | None = None
+    """Number of a length-delimited protobuf field, or a path of numbers into nested messages (`"3.1"`)."""
+    metadata: str | None = None
+    """Name of a metadata entry, in lower case."""
+
+    @field_validator("field")
+    @classmethod
+    def _is_a_path(cls, value: str | None) -> str | None:
+        if value is not None:
+            FieldPath.parse(value)
+        return value
+
+    @field_validator("metadata")
+    @classmethod
+    def _is_a_metadata_name(cls, value: str | None) -> str | None:
+        # gRPC over HTTP/2, "Custom-Metadata": 1*( %x30-39 / %x61-7A / "_" / "-" / "." ).
+        if value is not None and not re.fullmatch(r"[0-9a-z_.-]+", value):
+            raise ValueError(f"not a metadata name (lower-case letters, digits, '_', '-', '.'): {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _is_one_of_the_two(self) -> Self:
+        if (self.field is None) == (self.metadata is None):
+            raise ValueError('give exactly one of field = "NUMBER" and metadata = "NAME"')
+        return self
+
+
+class RouteSettings(BaseModel):
+    """One routing rule. The first whose `method` matches decides; the built-in ones come after all configured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    """`/package.Service/Method`, `/package.Service/*`, or `*` for all."""
+    key: KeySource | None = None
+    """What decides the owner on the ring."""
+    endpoint: KeySource | None = None
+    """Instead of a key: names the server itself by its id. Empty or unknown: any available one."""
+    missing_key: Literal["least_loaded", "reject"] = "least_loaded"
+    """A call without a key goes to the endpoint with the fewest calls, or fails with INVALID_ARGUMENT."""
+    timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Seconds a call may take in all; a shorter `grpc-timeout` of the client wins. None: no limit but the client's."""
+
+    @field_validator("method")
+    @classmethod
+    def _is_a_pattern(cls, value: str) -> str:
+        if value != "*" and not re.fullmatch(r"/[^/*\s]+/([^/*\s]+|\*)", value):
+            raise ValueError(f'expected "/package.Service/Method", "/package.Service/*" or "*", got {value!r}')
+        return value
+
+    @model_validator(mode="after")
+    def _has_one_target(self) -> Self:
+        if (self.key is None) == (self.endpoint is None):
+            raise ValueError("give exactly one of key and endpoint")
+        return self
+
+
+CHAT_SERVICE_TIMEOUT = 10.0  # seconds; the request timeout of the original's smart client
+
+BUILT_IN_ROUTES: tuple[RouteSettings, ...] = (
+    RouteSettings(
+        method="/chat.ChatService/GetCacheStats", endpoint=KeySource(field="1"), timeout=CHAT_SERVICE_TIMEOUT
+    ),
+    RouteSettings(method="/chat.ChatService/PostMessage", key=KeySource(field="1"), timeout=CHAT_SERVICE_TIMEOUT),
+    RouteSettings(method="/chat.ChatService/HealthCheck", key=KeySource(field="1"), timeout=CHAT_SERVICE_TIMEOUT),
+    RouteSettings(method="/chat.ChatService/*", key=KeySource(field="1")),
+    RouteSettings(method="*", key=KeySource(metadata="x-chat-id")),
+)
+"""What holds where no configured route matches. The unary methods carry the original client's timeout, streams none."""
+
+
+class RetrySettings(BaseModel):
+    """When the owner cannot take a call."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_attempts: int = Field(default=3, ge=1, le=5)
+    """Different endpoints a call is offered to, the owner included."""
+    replay_buffer: int = Field(default=65_536, ge=0, le=16_777_216)
+    """Bytes of a request kept so that it can be sent again; a longer one cannot move once it was sent."""

@@ -1,0 +1,197 @@
+"""One HTTP/2 connection without I/O: bytes in, handler calls out, one write per event-loop pass.
+
+Rules of this file:
+
+1. It does not know which side of a call it serves; that is what the subclasses are for.
+2. Reading never waits for writing (helidon #12182): `receive` parses everything at once, whatever is blocked.
+3. What was received stays owed to its sender until the other side's connection has taken it: see `owed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+from ngh2 import (
+    ConnectionClosed,
+    DataReceived,
+    ErrorCode,
+    Event,
+    GoAwayReceived,
+    NGH2Error,
+    PingAcknowledged,
+    RequestReceived,
+    ResponseReceived,
+    SettingsReceived,
+    StreamClosed,
+    StreamUnavailableError,
+    TrailersReceived,
+)
+
+from proxy.http2.engine import Engine
+from proxy.http2.outbox import Outbox
+
+EVENTS: dict[str, type[Event]] = {
+    "on_request": RequestReceived,
+    "on_response": ResponseReceived,
+    "on_data": DataReceived,
+    "on_trailers": TrailersReceived,
+    "on_stream_closed": StreamClosed,
+    "on_settings": SettingsReceived,
+    "on_goaway": GoAwayReceived,
+    "on_ping_acknowledged": PingAcknowledged,
+    "on_connection_closed": ConnectionClosed,
+}
+"""Name of a handler method -> the engine's event it takes. Events without a handler are dropped: a received PING and
+SETTINGS are answered by the engine, a 1xx response is not the response, a reset also arrives as StreamClosed."""
+
+
+class Wire(Protocol):
+    """The transport below, as far as it is needed here (a part of asyncio.Transport)."""
+
+    def write(self, data: bytes) -> None:
+        """Send, or buffer for sending."""
+
+    def close(self) -> None:
+        """Close once everything written has left."""
+
+    def abort(self) -> None:
+        """Close now."""
+
+
+class Http2Connection:
+    """The engine, its output and the credit it owes. Subclasses define the handlers named in `EVENTS`."""
+
+    __slots__ = ("closed", "dirty", "engine", "flushed_sid", "last_sid", "outbox", "owed", "paused", "tails", "wire")
+
+    _handlers: ClassVar[dict[type[Event], Callable[[Any, Any], None]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._handlers = {event: getattr(cls, name) for name, event in EVENTS.items() if hasattr(cls, name)}
+
+    def __init__(self, engine: Engine, outbox: Outbox) -> None:
+        self.engine = engine
+        self.outbox = outbox
+        self.wire: Wire | None = None
+        self.dirty = False
+        """In the outbox, or about to be."""
+        self.paused = False
+        """The transport's buffer is full; what the engine holds stays there, and so does the credit for it."""
+        self.closed = False
+        """No more engine calls: it failed, or the transport is gone."""
+        self.owed: list[Any] = []
+        """Calls with bytes in this engine that their sender has no credit for yet."""
+        self.tails: list[int] = []
+        """Streams to be reset once everything queued on them has left."""
+        self.last_sid = 0
+        """The newest stream that was opened from here."""
+        self.flushed_sid = 0
+        """The newest of them that was written: not a byte of a later one can have arrived anywhere."""
+
+    def mark_dirty(self) -> None:
+        """There is something to send. Hot callers test `dirty` themselves and save the call."""
+        if not self.dirty and not self.closed:
+            self.dirty = True
+            self.outbox.add(self)
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the peer and hand out what they mean."""
+        if self.closed:
+            return
+        engine = self.engine
+        try:
+            engine.receive_data(data)
+        except NGH2Error as error:
+            self.on_engine_failure(error, data)
+            return
+        handlers = self._handlers
+        for event in engine.events():
+            handler = handlers.get(type(event))
+            if handler is not None:
+                handler(self, event)
+        if not self.dirty and not self.closed and engine.want_write:
+            self.dirty = True
+            self.outbox.add(self)
+
+    def flush(self) -> None:
+        """Write out what the engine has to say; give back the credit for what it took."""
+        self.dirty = False
+        wire = self.wire
+        if self.paused or self.closed or wire is None:
+            return
+        engine = self.engine
+        data = engine.data_to_send()
+        self.flushed_sid = self.last_sid
+        if data:
+            wire.write(data)
+        handlers = self._handlers
+        for event in engine.events():
+            handler = handlers.get(type(event))
+            if handler is not None:
+                handler(self, event)
+        # A write may have filled the transport's buffer: then nothing was taken yet.
+        if (self.owed or self.tails) and not self.paused and not self.closed:
+            self.settle()
+            if self.tails:
+                self._reset_tails()
+
+    def reset(self, stream_id: int, code: int) -> None:
+        """Reset the stream at once; data queued on it is dropped. Nothing happens if the connection is closed."""
+        if not self.closed:
+            self.engine.reset_stream(stream_id, code)
+            self.mark_dirty()
+
+    def reset_after_tail(self, stream_id: int) -> None:
+        """Reset the stream with NO_ERROR once everything queued on it, trailers included, has left (RFC 9113, 8.1)."""
+        self.tails.append(stream_id)
+        self.mark_dirty()
+
+    def _reset_tails(self) -> None:
+        engine = self.engine
+        remaining = []
+        for stream_id in self.tails:
+            try:
+                # With a window at zero the engine holds back trailers even when no data is queued.
+                open_windows = engine.stream_remote_window_size(stream_id) > 0 and engine.remote_window_size > 0
+            except StreamUnavailableError:
+                continue
+            if open_windows and not engine.queued_body_size(stream_id):
+                engine.reset_stream(stream_id, ErrorCode.NO_ERROR)
+                self.mark_dirty()
+            else:
+                remaining.append(stream_id)
+        self.tails = remaining
+
+    def settle(self) -> None:
+        """Return credit for the bytes in `owed` that have left this engine."""
+        raise NotImplementedError
+
+    def on_engine_failure(self, error: NGH2Error, data: bytes) -> None:
+        """The engine gave up on the peer's bytes `data` and can say nothing more."""
+        raise NotImplementedError
+
+    def fail(self, error: Exception) -> None:
+        """Give up this connection because of a bug of ours."""
+        raise NotImplementedError
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is above its high-water mark."""
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        """The transport's buffer has drained."""
+        self.paused = False
+        self.mark_dirty()
+
+    def close(self) -> None:
+        """Close the transport after what was written has left. No more engine calls from here on."""
+        self.closed = True
+        if self.wire is not None:
+            self.wire.close()
+
+    def abort(self) -> None:
+        """Close the transport at once. No more engine calls from here on."""
+        self.closed = True
+        if self.wire is not None:
+            self.wire.abort()

@@ -1,0 +1,135 @@
+"""The composition root: builds the proxy from its settings, runs it, ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+import uvloop
+
+from proxy.cluster.address import Address
+from proxy.cluster.cluster import Cluster
+from proxy.errors import ConfigError
+from proxy.forwarding.deadlines import DeadlineWheel
+from proxy.forwarding.forwarder import Forwarder
+from proxy.forwarding.headers import RequestHeads
+from proxy.forwarding.routes import RouteTable
+from proxy.http2 import Limits, Outbox
+from proxy.settings import Settings
+from proxy.transport.listener import Listener
+from proxy.transport.pool import UpstreamPool
+from proxy.transport.reactor import AsyncioReactor, Handle, Reactor, reason
+
+log = logging.getLogger(__name__)
+
+
+MAX_STREAMS = 8_192
+"""Streams per connection to a server that the connection's window has room for; the server sets the real limit."""
+
+
+class DeadlineTimer:
+    """One timer of the reactor for all deadlines: always armed for the earliest."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        self._reactor = reactor
+        self._handle: Handle | None = None
+        self.wheel = DeadlineWheel(self._arm)
+
+    def _arm(self, at: float) -> None:
+        self.cancel()
+        self._handle = self._reactor.call_later(at - self._reactor.now(), self._fire)
+
+    def _fire(self) -> None:
+        self.wheel.expire(self._reactor.now())
+
+    def cancel(self) -> None:
+        """Expire nothing more."""
+        if self._handle is not None:
+            self._handle.cancel()
+
+
+class Proxy:
+    """A proxy on an event loop: `start`, then `stop`."""
+
+    def __init__(self, settings: Settings, reactor: Reactor) -> None:
+        self._settings = settings
+        self.outbox = Outbox(reactor.call_soon)
+        self.cluster = Cluster(settings.endpoints, settings.ring)
+        upstream = settings.upstream
+        from_server = Limits(
+            MAX_STREAMS, upstream.stream_window, upstream.max_header_list_size, upstream.max_header_count
+        )
+        self.pools = {
+            endpoint: UpstreamPool(endpoint, upstream, from_server, reactor, self.outbox)
+            for endpoint in self.cluster.snapshot
+        }
+        self._deadlines = DeadlineTimer(reactor)
+        self.forwarder = Forwarder(
+            now=reactor.now,
+            cluster=self.cluster,
+            pools=self.pools,
+            heads=RequestHeads(RouteTable(settings.routes)),
+            deadlines=self._deadlines.wheel,
+            retry=settings.retry,
+            max_first_message=settings.listener.max_first_message,
+        )
+        listener = settings.listener
+        from_client = Limits(
+            listener.max_concurrent_streams,
+            listener.stream_window,
+            listener.max_header_list_size,
+            listener.max_header_count,
+        )
+        self.listener = Listener(self.forwarder, from_client, self.outbox)
+
+    async def start(self) -> Address:
+        """Connect to the endpoints and listen. Returns the address listened on. Raises ConfigError if it is taken."""
+        for pool in self.pools.values():
+            pool.start()
+        address = Address.parse(self._settings.listener.address)
+        try:
+            return await self.listener.open(address)
+        except OSError as error:
+            self.close()
+            raise ConfigError([f"listener.address: cannot listen on {address}: {reason(error)}"]) from error
+
+    async def stop(self) -> int:
+        """Finish the running calls within the grace and close everything. Returns how many calls were cut off."""
+        cut_off = await self.listener.drain(self._settings.listener.drain_grace)
+        self.close()
+        return cut_off
+
+    def close(self) -> None:
+        """Close the connections to the endpoints at once."""
+        self._deadlines.cancel()
+        for pool in self.pools.values():
+            pool.close()
+
+
+async def _run(settings: Settings) -> int:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    proxy = Proxy(settings, AsyncioReactor(loop))
+    address = await proxy.start()
+    print(f"districhat ready on {address}", flush=True)
+    await stop.wait()
+    for signum in (signal.SIGTERM, signal.SIGINT):  # a second one ends the drain at once
+        loop.remove_signal_handler(signum)
+    log.info("draining: running calls have %g s to finish", settings.listener.drain_grace)
+    cut_off = await proxy.stop()
+    if cut_off:
+        log.warning("%d calls did not finish in time and were cut off", cut_off)
+    return 0
+
+
+def serve(settings: Settings) -> int:
+    """Run the proxy until SIGTERM or SIGINT, then drain it. Prints one line on stdout when it listens.
+
+    Returns 0, also if calls had to be cut off at the end of the grace. Raises ConfigError if the port is taken.
+    """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(settings))

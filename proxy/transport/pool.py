@@ -1,0 +1,188 @@
+"""The connections to one endpoint.
+
+Usually one: all calls to a server that arrive in one pass of the loop then leave in one write. More are opened only
+when every one is at the server's stream limit. A lost connection is replaced at once, so that a call seldom waits for
+one; while a server cannot be reached it is marked down, calls walk past, and it is tried again in the background.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from proxy.cluster.endpoint import Endpoint
+from proxy.forwarding.call import Call
+from proxy.forwarding.retry import Outcome
+from proxy.grpc_wire.status import Status
+from proxy.http2 import ConnectionClosingError, Limits, NoAvailableStreamIDError, Outbox
+from proxy.transport.reactor import Handle, Reactor
+from proxy.transport.settings import UpstreamSettings
+from proxy.transport.upstream import UpstreamConnection
+
+log = logging.getLogger(__name__)
+
+YOUNG = 1.0
+"""Seconds. A connection that ends younger than this without having carried a call counts as a failed connect, or a
+server that accepts and hangs up would be connected to in a tight loop."""
+
+
+class UpstreamPool:
+    """Connects eagerly from `start` on until `close`."""
+
+    def __init__(
+        self, endpoint: Endpoint, settings: UpstreamSettings, limits: Limits, reactor: Reactor, outbox: Outbox
+    ) -> None:
+        self.endpoint = endpoint
+        self.connections: list[UpstreamConnection] = []
+        """Ready for calls."""
+        self.waiting: dict[Call, None] = {}
+        """Calls parked until there is a connection or a free stream, oldest first."""
+        self._settings = settings
+        self._limits = limits
+        self._reactor = reactor
+        self._outbox = outbox
+        self._retired: set[UpstreamConnection] = set()
+        self._connecting: UpstreamConnection | None = None
+        self._attempt: Handle | None = None
+        self._timer: Handle | None = None
+        self._failures = 0
+        self._closed = False
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self._connect()
+
+    # From calls.
+
+    def submit(self, call: Call) -> None:
+        """Attach the call to a connection now, or park it, or fail its attempt at once."""
+        if not self.waiting:
+            for connection in self.connections:
+                if len(connection.calls) < connection.max_streams and self._attach(call, connection):
+                    return
+        if not self.connections and self._connecting is None:
+            call.attempt_failed(Outcome.CONNECT_FAILED, self.endpoint.reason or "not connected")
+        elif len(self.waiting) >= self._settings.max_waiting:
+            why = f"{len(self.waiting)} calls are waiting for it already"
+            call.attempt_failed(Outcome.OVERLOADED, why, Status.RESOURCE_EXHAUSTED)
+        else:
+            self.waiting[call] = None
+            if self._connecting is None and len(self.connections) < self._settings.max_connections:
+                self._connect()
+
+    def forget(self, call: Call) -> None:
+        """Drop a parked call. Nothing happens if it is not parked."""
+        self.waiting.pop(call, None)
+
+    def _attach(self, call: Call, connection: UpstreamConnection) -> bool:
+        try:
+            call.attach(connection)
+        except (ConnectionClosingError, NoAvailableStreamIDError):
+            self.retire(connection)
+            return False
+        return True
+
+    # From connections.
+
+    def dispatch(self) -> None:
+        """Attach parked calls in order, as far as there are free streams."""
+        for connection in tuple(self.connections):
+            while self.waiting and len(connection.calls) < connection.max_streams:
+                call = next(iter(self.waiting))
+                if not self._attach(call, connection):
+                    break
+                del self.waiting[call]
+
+    def connected(self, connection: UpstreamConnection) -> None:
+        """`connection` has the server's SETTINGS."""
+        self._stop_timer()
+        self._connecting = self._attempt = None
+        self._failures = 0
+        connection.opened_at = self._reactor.now()
+        self.connections.append(connection)
+        if not self.endpoint.available:
+            log.info("%s is reachable again", self.endpoint.id)
+        self.endpoint.mark_up()
+        self.dispatch()
+
+    def retire(self, connection: UpstreamConnection) -> None:
+        """No new calls for `connection`; its running ones finish. May be called twice."""
+        if connection in self.connections:
+            self.connections.remove(connection)
+            self._retired.add(connection)
+            self._replace(connection)
+
+    def lost(self, connection: UpstreamConnection, why: str) -> None:
+        """`connection` is gone. Its calls are not the pool's business."""
+        if connection is self._connecting:
+            self._connect_failed(why)
+        elif connection in self.connections:
+            self.connections.remove(connection)
+            self._replace(connection, why)
+        else:
+            self._retired.discard(connection)
+
+    def _replace(self, connection: UpstreamConnection, why: str = "") -> None:
+        if self._closed or self.connections or self._connecting is not None:
+            return
+        if why and not connection.last_sid and self._reactor.now() - connection.opened_at < YOUNG:
+            self._connect_failed(why)
+        else:
+            self._connect()
+
+    # Connecting.
+
+    def _connect(self) -> None:
+        self._stop_timer()
+        connection = self._connecting = UpstreamConnection(self, self._limits, self._outbox)
+        timeout = self._settings.connect_timeout
+        self._timer = self._reactor.call_later(timeout, self._connect_timed_out)
+
+        def failed(why: str) -> None:
+            if connection is self._connecting:
+                self._connect_failed(why)
+
+        self._attempt = self._reactor.connect(self.endpoint.address, connection, failed)
+
+    def _connect_timed_out(self) -> None:
+        self._connect_failed(f"no HTTP/2 connection within {self._settings.connect_timeout:g} s")
+
+    def _connect_failed(self, why: str) -> None:
+        """Mark the server down unless another connection to it stands, and try again after the back-off."""
+        connection, self._connecting = self._connecting, None
+        if connection is not None:
+            connection.abort()
+        if self._attempt is not None:
+            self._attempt.cancel()
+            self._attempt = None
+        self._stop_timer()
+        if self._closed or self.connections:
+            return  # a full pool that cannot grow: the parked calls wait for a free stream
+        settings = self._settings
+        ceiling = min(settings.max_connect_backoff, settings.connect_backoff * 2.0**self._failures)
+        # Half fixed, half jitter: full jitter may be zero, and the next call would pay for the connect again.
+        delay = ceiling * (0.5 + self._reactor.random() / 2)
+        self._failures += 1
+        if self.endpoint.available:
+            log.warning("%s (%s) is down: %s", self.endpoint.id, self.endpoint.address, why)
+        self.endpoint.mark_down(f"cannot connect: {why}")
+        self._timer = self._reactor.call_later(delay, self._connect)
+        parked, self.waiting = self.waiting, {}
+        for call in parked:
+            call.attempt_failed(Outcome.CONNECT_FAILED, self.endpoint.reason)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def close(self) -> None:
+        """Stop connecting and close every connection, with whatever calls are left on it. May be called twice."""
+        self._closed = True
+        self._stop_timer()
+        if self._attempt is not None:
+            self._attempt.cancel()
+        everyone = [*self.connections, *self._retired]
+        if self._connecting is not None:
+            everyone.append(self._connecting)
+        for connection in everyone:
+            connection.close()

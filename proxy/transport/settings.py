@@ -1,0 +1,58 @@
+"""`[listener]` and `[upstream]`: the two sides of the data path."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from proxy.cluster.address import Address
+
+
+class ListenerSettings(BaseModel):
+    """The port clients connect to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    address: str = "127.0.0.1:50050"
+    """`host:port`; port 0 takes a free one."""
+    max_concurrent_streams: int = Field(default=1000, ge=1, le=1_000_000)
+    """Calls in flight per client connection; more are refused by the protocol, unharmed."""
+    stream_window: int = Field(default=262_144, ge=1, le=16_777_216)
+    """Bytes one call may have under way from the client that no server has taken yet."""
+    max_header_list_size: int = Field(default=16_384, ge=1024, le=65_536)
+    """Bytes of one call's request headers, with 32 a field; more ends the client's connection."""
+    max_header_count: int = Field(default=100, ge=16, le=1024)
+    """Fields of one call's request headers; more ends the client's connection."""
+    max_first_message: int = Field(default=4_194_304, ge=1024, le=268_435_456)
+    """Bytes of a first message that are searched for the key, compressed or not. Larger messages pass if the key
+    comes earlier."""
+    drain_grace: float = Field(default=30.0, ge=0, allow_inf_nan=False)
+    """Seconds that running calls get to finish after SIGTERM."""
+
+    @field_validator("address")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        Address.parse(value)
+        return value
+
+
+class UpstreamSettings(BaseModel):
+    """The connections to the endpoints."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    connect_timeout: float = Field(default=5.0, gt=0, allow_inf_nan=False)
+    """Seconds until the server's first SETTINGS must have arrived."""
+    connect_backoff: float = Field(default=0.25, gt=0, allow_inf_nan=False)
+    """Seconds an endpoint is passed over after a failed connect; doubled each time, with full jitter."""
+    max_connect_backoff: float = Field(default=5.0, gt=0, allow_inf_nan=False)
+    """Seconds at most between two tries to connect."""
+    max_connections: int = Field(default=4, ge=1, le=64)
+    """Connections per endpoint. A second is opened only when the first is at the server's stream limit."""
+    stream_window: int = Field(default=262_144, ge=1, le=16_777_216)
+    """Bytes one call may have under way from the server that the client has not taken yet."""
+    max_header_list_size: int = Field(default=65_536, ge=1024, le=65_536)
+    """Bytes of one response's headers or trailers, with 32 a field; more ends the connection to the server."""
+    max_header_count: int = Field(default=1024, ge=16, le=65_536)
+    """Fields of one response's headers or trailers; more ends the connection to the server."""
+    max_waiting: int = Field(default=1024, ge=0, le=1_000_000)
+    """Calls per endpoint that may wait for a connection or a free stream; more fail with RESOURCE_EXHAUSTED."""

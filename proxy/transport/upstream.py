@@ -1,0 +1,187 @@
+"""A connection to a server: requests out, responses in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final, cast
+
+from proxy.forwarding.call import Call
+from proxy.forwarding.retry import Outcome
+from proxy.grpc_wire.status import from_rst_code
+from proxy.http2 import (
+    ConnectionClosed,
+    DataReceived,
+    EngineError,
+    ErrorCode,
+    GoAwayReceived,
+    Http2Connection,
+    Limits,
+    Outbox,
+    ResponseReceived,
+    Setting,
+    SettingsReceived,
+    StreamClosed,
+    TrailersReceived,
+    client_engine,
+)
+from proxy.transport.downstream import WRITE_HIGH_WATER
+from proxy.transport.reactor import reason
+
+if TYPE_CHECKING:
+    from proxy.transport.pool import UpstreamPool
+
+log = logging.getLogger(__name__)
+
+NO_STREAM_LIMIT: Final = 2**32 - 1
+
+
+class UpstreamConnection(Http2Connection, asyncio.Protocol):
+    """One connection of a pool. It is ready for calls once the server's first SETTINGS are here."""
+
+    __slots__ = ("_last_goaway", "_why", "calls", "draining", "max_streams", "opened_at", "pool", "ready")
+
+    def __init__(self, pool: UpstreamPool, limits: Limits, outbox: Outbox) -> None:
+        super().__init__(client_engine(limits), outbox)
+        self.pool = pool
+        self.calls: dict[int, Call] = {}
+        self.ready = False
+        self.draining = False
+        """The server sent GOAWAY: no new calls."""
+        self.max_streams = NO_STREAM_LIMIT
+        """The server's MAX_CONCURRENT_STREAMS."""
+        self.opened_at = 0.0
+        self._last_goaway = ""
+        self._why = ""
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """TCP is connected; our preface goes out."""
+        # Not isinstance: uvloop's transports have the interface, but not the base class.
+        wire = cast("asyncio.Transport", transport)
+        if self.closed:
+            wire.abort()  # given up while it connected
+            return
+        wire.set_write_buffer_limits(high=WRITE_HIGH_WATER)
+        self.wire = wire
+        self.mark_dirty()
+
+    data_received = Http2Connection.receive
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The server is gone: its calls end here or move on."""
+        self.closed = True
+        self.wire = None
+        why = self._why or (reason(exc) if exc is not None else self._last_goaway or "connection closed by the server")
+        # First the pool, so that a call that moves on is not given this connection again.
+        self.pool.lost(self, why)
+        owed, self.owed = self.owed, []
+        for call in owed:
+            if call.up is self and call.request_unacked:
+                call.pay_request(call.request_unacked)
+        calls, self.calls = self.calls, {}
+        for sid, call in calls.items():
+            if sid > self.flushed_sid:
+                call.attempt_failed(Outcome.NOT_SENT, why)
+            else:
+                call.attempt_failed(Outcome.LOST, f"{why}, before it answered; the call may have run")
+
+    # Events of the engine.
+
+    def on_settings(self, event: SettingsReceived) -> None:
+        """The server speaks HTTP/2, or changed its mind about something."""
+        limit = event.settings.get(Setting.MAX_CONCURRENT_STREAMS)
+        if limit is not None:
+            self.max_streams = limit
+        if not self.ready:
+            self.ready = True
+            self.pool.connected(self)
+        elif limit is not None:
+            self.pool.dispatch()
+
+    def on_response(self, event: ResponseReceived) -> None:
+        """A response begins."""
+        call = self.calls.get(event.stream_id)
+        if call is not None:
+            call.response_headers(event.headers, end_stream=event.end_stream)
+
+    def on_data(self, event: DataReceived) -> None:
+        """A piece of a response."""
+        call = self.calls.get(event.stream_id)
+        if call is not None:
+            call.response_data(event.data, end_stream=event.end_stream)
+        elif event.data:
+            self.engine.acknowledge_received_data(len(event.data), event.stream_id)
+
+    def on_trailers(self, event: TrailersReceived) -> None:
+        """A response ends with its status."""
+        call = self.calls.get(event.stream_id)
+        if call is not None:
+            call.response_trailers(event.headers)
+
+    def on_stream_closed(self, event: StreamClosed) -> None:
+        """A stream is over. If its call is still here, it ended before the response did."""
+        call = self.calls.pop(event.stream_id, None)
+        if call is not None:
+            code = event.error_code
+            if event.local_error is not None:
+                call.attempt_failed(Outcome.RESET, str(event.local_error), from_rst_code(ErrorCode.INTERNAL_ERROR))
+            elif code == ErrorCode.REFUSED_STREAM and self.draining:
+                call.attempt_failed(Outcome.UNPROCESSED, "the server is going away")
+            elif code == ErrorCode.REFUSED_STREAM:
+                call.attempt_failed(Outcome.REFUSED, "refused the call (REFUSED_STREAM)")
+            else:
+                call.attempt_failed(Outcome.RESET, f"reset the call ({code_name(code)})", from_rst_code(code))
+        if self.pool.waiting:
+            self.pool.dispatch()
+
+    def on_goaway(self, event: GoAwayReceived) -> None:
+        """The server takes no new calls here. Those it has not begun come back as StreamClosed (RFC 9113, 6.8)."""
+        self.draining = True
+        self._last_goaway = f"the server said GOAWAY ({code_name(event.error_code)})"
+        self.pool.retire(self)
+
+    def on_connection_closed(self, event: ConnectionClosed) -> None:
+        """The engine has nothing more to say or to hear."""
+        if not self._last_goaway:
+            self._why = f"the server broke the protocol ({code_name(event.error_code)})"
+        self.close()
+
+    def on_engine_failure(self, error: EngineError, data: bytes) -> None:  # noqa: ARG002 - the server's bytes do not help
+        """The server broke the protocol in a way that the engine cannot answer."""
+        self._why = f"the server broke the protocol: {error}"
+        log.warning("%s: %s", self.pool.endpoint.id, self._why)
+        self.abort()
+
+    def fail(self, error: Exception) -> None:
+        """Give up this connection because of a bug of ours."""
+        self._why = "a bug of the proxy ended the connection"
+        log.error("a bug ended a connection to %s", self.pool.endpoint.id, exc_info=error)
+        self.abort()
+
+    def settle(self) -> None:
+        """Clients get credit for the request bytes that have left for the server."""
+        engine = self.engine
+        owed = self.owed
+        all_left = not engine.queued_body_size()
+        self.owed = []
+        for call in owed:
+            if call.up is not self or call.done:
+                continue
+            queued = 0 if all_left else engine.queued_body_size(call.up_sid)
+            left = call.request_unacked - queued
+            if left > 0:
+                call.pay_request(left)
+            if queued:
+                self.owed.append(call)
+            elif call.buffer is not None:
+                call.trim_replay()
+
+
+def code_name(code: int) -> str:
+    """The name of an HTTP/2 error code, or its number if it has none."""
+    try:
+        return ErrorCode(code).name
+    except ValueError:
+        return str(code)

@@ -1,0 +1,83 @@
+"""Reference servers for tests: one in this process, or one as the command in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import grpc.aio
+from districhat import chat_pb2_grpc
+
+from backend.server import ChatServer
+from backend.settings import ENV_PREFIX, BackendSettings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from districhat.chat_pb2_grpc import ChatServiceAsyncStub
+
+    from backend.engine import ReplyEngine
+    from backend.session import Message, Session
+
+
+class GatedEngine:
+    """Replies "one two", the second token only once `gate` is set. `started` is set when a reply begins."""
+
+    def __init__(self) -> None:
+        self.started = asyncio.Event()
+        self.gate = asyncio.Event()
+
+    async def reply(self, session: Session, message: Message) -> AsyncIterator[str]:
+        self.started.set()
+        yield "one"
+        await self.gate.wait()
+        yield " two"
+
+
+@asynccontextmanager
+async def serving(*, engine: ReplyEngine | None = None, **settings: Any) -> AsyncIterator[ChatServer]:
+    """A server in this process on a free port, drained at the end. `settings` as in the TOML file."""
+    values = {"address": "127.0.0.1:0", "drain": {"grace": 0.0}, **settings}
+    server = await ChatServer.start(BackendSettings.model_validate(values), engine=engine)
+    try:
+        yield server
+    finally:
+        await server.drain()
+
+
+@asynccontextmanager
+async def chat_stub(address: str) -> AsyncIterator[ChatServiceAsyncStub]:
+    async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        yield chat_pb2_grpc.ChatServiceStub(channel)
+
+
+def command_environment() -> dict[str, str]:
+    """The environment without settings that somebody left in it."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+
+
+@asynccontextmanager
+async def backend_process(
+    *flags: str, store: Path | None = None
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """The command on a free port, ready; and its address. Killed at the end if it is still there."""
+    if store is not None:
+        flags = (*flags, "--store", f"sqlite:///{store}")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "backend", "--address", "127.0.0.1:0", *flags),
+        stdout=asyncio.subprocess.PIPE,
+        env=command_environment(),
+    )
+    assert process.stdout is not None
+    try:
+        words = (await process.stdout.readline()).decode().split()
+        assert words[2:4] == ["ready", "on"], words
+        yield process, words[4]
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
