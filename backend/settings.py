@@ -96,8 +96,8 @@ class DrainSettings(_Group):
 class BackendSettings(_Group):
     """Everything a server is started with. Immutable."""
 
-    id: str = Field(default="Server-A", min_length=1)
-    """The server's name in answers and statistics; the proxy's ring hashes the same name."""
+    id: str = Field(default="Server-A", pattern=r"^\S+$")
+    """The server's name in answers and statistics, without spaces; the proxy's ring hashes the same name."""
     address: Annotated[str, AfterValidator(_address)] = "127.0.0.1:50051"
     """Where to listen, `host:port`. Port 0: any free one, said in the ready line."""
     cache: CacheSettings = CacheSettings()

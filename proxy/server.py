@@ -81,7 +81,7 @@ class Proxy:
             listener.max_header_list_size,
             listener.max_header_count,
         )
-        self.listener = Listener(self.forwarder, from_client, self.outbox)
+        self.listener = Listener(self.forwarder, from_client, reactor, self.outbox)
 
     async def start(self) -> Address:
         """Connect to the endpoints and listen. Returns the address listened on. Raises ConfigError if it is taken."""

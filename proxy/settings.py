@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from proxy.balancing.settings import RingSettings
-from proxy.cluster.settings import EndpointSettings  # noqa: TC001 - pydantic reads the annotation
+from proxy.cluster.settings import EndpointSettings
 from proxy.config_problems import key_path, problems_of, shown, unknown_key
 from proxy.errors import ConfigError
 from proxy.forwarding.settings import RetrySettings, RouteSettings

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from backend.session import Message
     from backend.store.base import SessionStore
 
-_APPEND_ATTEMPTS = 4
-"""One conflict is what failback makes. More need two servers writing to one chat at the same moment, each at most once
-per round trip to the store; giving up is left to the one that lost four times."""
+_APPEND_ATTEMPTS = 8
+"""One conflict is what failback makes. More need two servers writing to one chat at the same moment: rare
+outside of a split cluster, and each is one cheap round trip. Losing eight times in a row ends the call."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,10 @@
 The ring is the circle of unsigned 32-bit numbers. Two layouts exist, and proxies agree on owners only when they use
 the same one: changing the hash, the seed, or the text of a vnode moves nearly every chat, so it is a breaking change.
 
-- `murmur3` (default): MurmurHash3 x86 32-bit, seed 0. Spreads the nearly equal texts of vnodes well.
-- `crc32`: CRC-32 (IEEE 802.3), what the original DistriChat used. Kept for compatibility: CRC is linear, so vnodes of
-  one server clump, and shares are much less even.
+- `murmur3` (default): MurmurHash3 x86 32-bit, seed 0. Spreads the nearly equal texts of vnodes evenly.
+- `crc32`: CRC-32 (IEEE 802.3), what the original DistriChat used, kept for compatibility. CRC is linear, so texts that
+  differ in a digit or two land side by side: of 16 servers with 100 vnodes one got 1.65 times its fair share (murmur3:
+  1.27), more vnodes hardly help, and keys such as `chat-000`, `chat-001` clump too.
 """
 
 from __future__ import annotations

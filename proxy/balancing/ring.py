@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Self
 
-_RANK_BITS = 32
-_RANK_MASK = (1 << _RANK_BITS) - 1
-
 
 class RingNode(NamedTuple):
     """A member of the ring. Only `id` and `vnodes` decide what it owns; `address` is carried for the caller."""
@@ -89,13 +86,15 @@ class RingSnapshot:
             if before.id == after.id:
                 raise DuplicateNodeError(after.id)
         # One int per point, place above rank: sorts three times as fast as tuples, and ties go to the smaller id.
+        rank_bits = len(members).bit_length()
+        rank_mask = (1 << rank_bits) - 1
         entries: list[int] = []
         for rank, node in enumerate(members):
             places = points_of(node) if points_of is not None else vnode_points(node.id, node.vnodes, hash_key)
-            entries += [place << _RANK_BITS | rank for place in places]
+            entries += [place << rank_bits | rank for place in places]
         entries.sort()
-        points = array("I", [entry >> _RANK_BITS for entry in entries])
-        owners = array("I", [entry & _RANK_MASK for entry in entries])
+        points = array("I", [entry >> rank_bits for entry in entries])
+        owners = array("I", [entry & rank_mask for entry in entries])
         # About one bucket per point, for hashes spread evenly; more buckets cost more cache than they save steps.
         shift = HASH_BITS - max(1, len(points).bit_length())
         start = _prefix_table(points, shift)

@@ -364,6 +364,11 @@ class Call:
             down.mark_dirty()
         self._response_ended()
 
+    def shut_down(self) -> None:
+        """The proxy ends and cannot wait for this call."""
+        self._abandon(ErrorCode.CANCEL)
+        self._refuse(Status.UNAVAILABLE, "the proxy is shutting down")
+
     # From the clock.
 
     def deadline_exceeded(self) -> None:

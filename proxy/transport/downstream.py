@@ -70,7 +70,7 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
         wire.set_write_buffer_limits(high=WRITE_HIGH_WATER)
         self.wire = wire
         self._on_open(self)
-        self.mark_dirty()
+        # Our SETTINGS wait for the client's first bytes: if those are HTTP/1, the answer must be too.
 
     data_received = Http2Connection.receive
 

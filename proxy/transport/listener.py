@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from proxy.cluster.address import Address
 from proxy.forwarding.forwarder import Forwarder
 from proxy.http2 import Limits, Outbox
 from proxy.transport.downstream import DownstreamConnection
+from proxy.transport.reactor import Reactor
 
-DRAIN_NOTICE = 5.0
+DRAIN_NOTICE: Final = 5.0
 """Seconds that a client gets to acknowledge the first GOAWAY of a drain; grpc-go waits as long."""
-BACKLOG = 4096
+LAST_WORDS: Final = 1.0
+"""Seconds that a client gets to read the end of calls that outlived the drain's grace."""
+BACKLOG: Final = 4096
 """Connections that the kernel accepts before we do; it caps this at net.core.somaxconn."""
 
 
 class Listener:
     """Accepts clients from `open` on, and ends them by `drain`."""
 
-    def __init__(self, forwarder: Forwarder, limits: Limits, outbox: Outbox) -> None:
+    def __init__(self, forwarder: Forwarder, limits: Limits, reactor: Reactor, outbox: Outbox) -> None:
         self.connections: set[DownstreamConnection] = set()
         self._forwarder = forwarder
         self._limits = limits
+        self._reactor = reactor
         self._outbox = outbox
         self._server: asyncio.Server | None = None
         self._empty = asyncio.Event()
         self._empty.set()
+        self._cut_off = 0
 
     async def open(self, address: Address) -> Address:
         """Listen; returns where, with the real port. Raises OSError if that is not possible."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._connection, address.host, address.port, backlog=BACKLOG)
+        self._server = await loop.create_server(self.connection, address.host, address.port, backlog=BACKLOG)
         host, port = self._server.sockets[0].getsockname()[:2]
         return Address(host, port)
 
-    def _connection(self) -> DownstreamConnection:
+    def connection(self) -> DownstreamConnection:
+        """The protocol of a client that is about to be connected."""
         return DownstreamConnection(self._forwarder, self._limits, self._outbox, self._opened, self._closed)
 
     def _opened(self, connection: DownstreamConnection) -> None:
@@ -49,26 +56,33 @@ class Listener:
     async def drain(self, grace: float) -> int:
         """Take no more connections, then no more calls, and wait up to `grace` seconds for the running ones.
 
-        Returns how many calls were cut off at the end of the grace.
+        Calls that last longer end with UNAVAILABLE. Returns how many they were. Call it once.
         """
         if self._server is not None:
             self._server.close()
         for connection in self.connections:
             connection.start_drain()
-        notice = asyncio.get_running_loop().call_later(min(DRAIN_NOTICE, grace / 2), self._finish_drain)
-        try:
-            async with asyncio.timeout(grace):
-                await self._empty.wait()
-        except TimeoutError:
-            pass
-        finally:
-            notice.cancel()
-        cut_off = sum(len(connection.calls) for connection in self.connections)
-        for connection in tuple(self.connections):
-            connection.abort()
+        timers = (
+            self._reactor.call_later(min(DRAIN_NOTICE, grace / 2), self._finish_drain),
+            self._reactor.call_later(grace, self._end_calls),
+            self._reactor.call_later(grace + LAST_WORDS, self._abort),
+        )
         await self._empty.wait()
-        return cut_off
+        for timer in timers:
+            timer.cancel()
+        return self._cut_off
 
     def _finish_drain(self) -> None:
         for connection in self.connections:
             connection.finish_drain()
+
+    def _end_calls(self) -> None:
+        for connection in self.connections:
+            calls = tuple(connection.calls.values())
+            self._cut_off += len(calls)
+            for call in calls:
+                call.shut_down()
+
+    def _abort(self) -> None:
+        for connection in tuple(self.connections):
+            connection.abort()

@@ -66,8 +66,7 @@ class UpstreamPool:
             call.attempt_failed(Outcome.OVERLOADED, why, Status.RESOURCE_EXHAUSTED)
         else:
             self.waiting[call] = None
-            if self._connecting is None and len(self.connections) < self._settings.max_connections:
-                self._connect()
+            self._grow()
 
     def forget(self, call: Call) -> None:
         """Drop a parked call. Nothing happens if it is not parked."""
@@ -103,6 +102,8 @@ class UpstreamPool:
             log.info("%s is reachable again", self.endpoint.id)
         self.endpoint.mark_up()
         self.dispatch()
+        if self.waiting:
+            self._grow()
 
     def retire(self, connection: UpstreamConnection) -> None:
         """No new calls for `connection`; its running ones finish. May be called twice."""
@@ -130,6 +131,11 @@ class UpstreamPool:
             self._connect()
 
     # Connecting.
+
+    def _grow(self) -> None:
+        """Open one connection more, if there may be more."""
+        if self._connecting is None and len(self.connections) < self._settings.max_connections:
+            self._connect()
 
     def _connect(self) -> None:
         self._stop_timer()

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 class GatedEngine:
-    """Replies "one two", the second token only once `gate` is set. `started` is set when a reply begins."""
+    """Replies "one two", the second token only once `gate` is set. `started` is released when a reply begins."""
 
     def __init__(self) -> None:
-        self.started = asyncio.Event()
+        self.started = asyncio.Semaphore(0)
         self.gate = asyncio.Event()
 
     async def reply(self, session: Session, message: Message) -> AsyncIterator[str]:
-        self.started.set()
+        self.started.release()
         yield "one"
         await self.gate.wait()
         yield " two"

@@ -96,9 +96,8 @@ class Ledger:
         count = self._counts[chat_id] + 1
         if answer.messages != count:
             self._lost_counts += 1
-            self.problems.append(
-                f"message {number}: {chat_id} has {count} messages, but {answer.server} counts {answer.messages}"
-            )
+            said = f"{answer.server} counts {answer.messages}"
+            self.problems.append(f"message {number}: {chat_id} has {_counted(count, 'message')}, but {said}")
         # What the server says goes on, so that one lost message is reported once and not in every answer after it.
         self._counts[chat_id] = answer.messages
         return len(self.problems) == before
@@ -119,7 +118,7 @@ class Ledger:
         counts = self.statistics
         if not self.problems:
             moved = f"{_counted(len(self.moved), 'chat')} moved" if self.moved else "no chat moved"
-            of_whom = f", all of them {' and '.join(sorted(self._dead))}'s" if self.moved else ""
+            of_whom = f", each of them {' and '.join(sorted(self._dead))}'s" if self.moved else ""
             return True, (
                 f"PASSED: {_counted(counts.successes, 'message')} sent and answered, "
                 f"{moved}{of_whom}, no session lost its count"

@@ -28,14 +28,21 @@ if TYPE_CHECKING:
     from typing import IO, Self
 
 START_TIMEOUT = 30.0  # seconds to be ready; Python starts in one, a machine that compiles beside it may need many
-STOP_TIMEOUT = 10.0  # seconds to end after SIGTERM, all together, before SIGKILL
+STOP_TIMEOUT = 15.0  # seconds to end after SIGTERM, all together, before SIGKILL; the servers drain for up to 10
 _KILL_TIMEOUT = 5.0  # seconds the kernel may take to end a killed process
 _READY = re.compile(r" ready on (\S+)$")
 _TAIL = 20  # lines of a child's stderr that are shown
 
 
 class ChildError(DistriChatError):
-    """A child did not start, or died although nobody ended it. The text says which, how, and its last words."""
+    """A child did not start, or died although nobody ended it.
+
+    `headline` says which and how in one line; the whole text adds the end of its stderr, where that was kept.
+    """
+
+    def __init__(self, headline: str, last_words: Sequence[str] = ()) -> None:
+        super().__init__("\n".join([headline, *(f"  {line}" for line in last_words)]))
+        self.headline = headline
 
 
 class Child:
@@ -78,9 +85,9 @@ class Child:
         try:
             address = self._announced.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
-            raise ChildError(f"{self.name} was not ready after {START_TIMEOUT:g} s{self._last_words()}") from None
+            raise ChildError(f"{self.name} was not ready after {START_TIMEOUT:g} s", self._last_words()) from None
         if address is None:
-            raise ChildError(self.obituary())
+            raise self.obituary()
         return address
 
     def kill(self) -> None:
@@ -106,11 +113,11 @@ class Child:
         """Whether it ended although nobody wanted it to."""
         return not self.dismissed and self._process.poll() is not None
 
-    def obituary(self) -> str:
-        """How it ended, with the end of its stderr."""
+    def obituary(self) -> ChildError:
+        """How it ended. Only after it has, or is about to."""
         status = self._process.wait(_KILL_TIMEOUT)
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        return f"{self.name} {how}{self._last_words()}"
+        return ChildError(f"{self.name} {how}", self._last_words())
 
     def close(self) -> None:
         """Free what is left of it. Only after it has ended."""
@@ -125,11 +132,10 @@ class Child:
         self._announced.put(None)
         self._ended.put(self)
 
-    def _last_words(self) -> str:
+    def _last_words(self) -> list[str]:
         if self._log is None:
-            return "; see above"
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]
-        return ", and said:\n" + "\n".join(f"  {line}" for line in lines) if lines else ", and said nothing"
+            return []  # they went to our own stderr
+        return self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]
 
 
 _Ended = queue.SimpleQueue[Child]
@@ -148,7 +154,8 @@ class Children:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        for name in self.stop():
+            print(f"{name} did not end within {STOP_TIMEOUT:g} s and was killed", file=sys.stderr)
 
     def start(self, name: str, module: str, arguments: Sequence[str], log: Path | None) -> Child:
         """Start `python -m module`. Its stderr goes to `log`, or where ours goes when that is None."""
@@ -158,15 +165,16 @@ class Children:
 
     def check(self) -> None:
         """Raises ChildError if one died by itself."""
-        if dead := [child for child in self._children if child.died()]:
-            raise ChildError("\n".join(child.obituary() for child in dead))
+        for child in self._children:
+            if child.died():
+                raise child.obituary()
 
     def wait_for_death(self) -> None:
         """Return never; raises ChildError as soon as one dies by itself. For a caller that a signal interrupts."""
         while True:
             child = self._ended.get()
             if not child.dismissed:
-                raise ChildError(child.obituary())
+                raise child.obituary()
 
     def stop(self) -> list[str]:
         """End all, the last started first, and return the names of those that had to be killed."""

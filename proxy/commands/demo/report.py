@@ -65,7 +65,7 @@ class Report:
     def answered(self, number: int, chat_id: str, owner: str, answer: Answer, *, right: bool) -> None:
         """One message and who answered it."""
         count = f"{answer.messages} message{'' if answer.messages == 1 else 's'}"
-        moved = f"  (of {owner})" if answer.server != owner else ""
+        moved = f"  (moved from {owner})" if answer.server != owner else ""
         self._line(
             f"{number:>4}  ",
             (f"{answer.server:<{_NAME}}", _COLOURS.get(answer.server, "")),
@@ -104,6 +104,7 @@ class Report:
             numbers = (stats.total_requests, stats.l1_hits, stats.l2_hits, stats.disk_hits, stats.cache_misses)
             sizes = (f"{stats.l1_size}/{stats.l1_capacity}", f"{stats.l2_size}/{stats.l2_capacity}")
             rows.append((id_, *map(str, numbers), *sizes, str(stats.demotions), str(stats.evictions)))
+        self._out.print()
         print_table(self._out, columns, rows, numeric=columns[1:])
         for line in silent:
             self._line(line)

@@ -13,6 +13,7 @@ HOST = "127.0.0.1"
 VICTIM = "Server-B"
 L1_SESSIONS = 5
 L2_SESSIONS = 20
+DRAIN_GRACE = 5.0  # seconds; less than the demo gives its processes to end
 
 
 class Server(NamedTuple):
@@ -49,8 +50,8 @@ class Scenario:
 
 
 def proxy_config(listen: str, addresses: Mapping[str, str]) -> str:
-    """The proxy's configuration, as TOML: the smallest there is, plus where to listen."""
-    lines = ["[listener]", f"address = {json.dumps(listen)}"]
+    """The proxy's configuration, as TOML: the smallest there is, plus where to listen and when to give up clients."""
+    lines = ["[listener]", f"address = {json.dumps(listen)}", f"drain_grace = {DRAIN_GRACE}"]
     for server in SERVERS:
         lines += [
             "",

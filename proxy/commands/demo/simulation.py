@@ -32,7 +32,7 @@ def run(scenario: Scenario, *, delay: float, port: int) -> int:
             return _Simulation(scenario, cluster, report, delay).play()
     except ChildError as error:
         print(error, file=sys.stderr)
-        report.verdict(f"FAILED: {str(error).splitlines()[0]}", [], passed=False)
+        report.verdict(f"FAILED: {error.headline}", [], passed=False)
         return 1
 
 

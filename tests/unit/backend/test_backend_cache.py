@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import Counter
 
 import pytest
@@ -53,7 +54,7 @@ def test_every_request_finds_its_session_where_the_contract_says(
         lengths: Counter[str] = Counter()
         found: Counter[CacheLevel] = Counter()
         for chat, adds in requests:
-            place = recency.index(chat) if chat in recency else len(requests)
+            place = recency.index(chat) if chat in recency else sys.maxsize
             if place < l1_capacity:
                 expected = L1
             elif place < l1_capacity + l2_capacity:

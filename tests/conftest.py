@@ -1,0 +1,58 @@
+"""What every test gets: nothing it started may be left when it is over."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+_LEAK_PATIENCE = 200
+"""Passes of the event loop in which tasks that are ending anyway may end."""
+
+
+def _children() -> set[int]:
+    """The process ids of our children, zombies included; empty where the kernel does not tell."""
+    found: set[int] = set()
+    for file in Path("/proc/self/task").glob("*/children"):
+        try:
+            found.update(map(int, file.read_text(encoding="ascii").split()))
+        except OSError:  # a thread that has ended meanwhile
+            continue
+    return found
+
+
+def _threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if not thread.daemon}
+
+
+@pytest.fixture(autouse=True)
+def _no_process_or_thread_is_left() -> Iterator[None]:
+    children, threads = _children(), _threads()
+    yield
+    assert _children() <= children, "the test left a child process"
+    assert _threads() <= threads, "the test left a thread"
+
+
+@pytest.fixture
+async def _no_task_is_left() -> AsyncIterator[None]:
+    before = asyncio.all_tasks()
+    yield
+    for _ in range(_LEAK_PATIENCE):
+        if not (left := asyncio.all_tasks() - before - {asyncio.current_task()}):
+            return
+        await asyncio.sleep(0)
+    pytest.fail(f"the test left tasks: {left}")
+
+
+@pytest.fixture(autouse=True)
+def _leak_checks(request: pytest.FixtureRequest, _no_process_or_thread_is_left: None) -> None:
+    if inspect.iscoroutinefunction(getattr(request, "function", None)):
+        # The first fixture of the test's loop, so that it is the last to end.
+        request.getfixturevalue("_no_task_is_left")

@@ -1,0 +1,47 @@
+"""`districhat serve` as a process: the ready line, the end, and a port that is taken."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("DISTRICHAT_")}
+
+
+@pytest.fixture
+def command(tmp_path) -> list[str]:
+    config = tmp_path / "proxy.toml"
+    config.write_text('[[endpoints]]\nid = "Server-A"\naddress = "127.0.0.1:9"\n')
+    return [sys.executable, "-m", "proxy", "serve", "--config", str(config)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_says_where_it_listens_and_ends_with_0_on_a_signal(command, number):
+    environment = ENVIRONMENT | {"DISTRICHAT_LISTENER__ADDRESS": "127.0.0.1:0"}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        ready = process.stdout.readline()
+        assert ready.startswith("districhat ready on 127.0.0.1:")
+        host, _, port = ready.split()[-1].rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=10):
+            pass
+        process.send_signal(number)
+        assert process.wait(30) == 0
+
+
+def test_a_port_in_use_is_one_line_with_its_key_and_exit_2(command):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        environment = ENVIRONMENT | {"DISTRICHAT_LISTENER__ADDRESS": address}
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("listener.address: ")
+    assert address in line

@@ -1,0 +1,101 @@
+"""SIGTERM, as a client sees it: GOAWAY in two steps, running calls finish, new ones go elsewhere (RFC 9113, 6.8)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from proxy.http2 import MAX_STREAM_ID
+from tests.support.wire import World, frame, message
+
+GRACE = 20.0
+
+
+@pytest.fixture
+def world() -> World:
+    world = World()
+    for name in "ABC":
+        world.server(name)
+    return world.start()
+
+
+@asynccontextmanager
+async def draining(world: World) -> AsyncIterator[asyncio.Task[int]]:
+    task = asyncio.get_running_loop().create_task(world.proxy.listener.drain(GRACE))
+    await asyncio.sleep(0)
+    world.run()
+    yield task
+    world.advance(GRACE + 10.0)
+    await task
+
+
+async def test_without_connections_the_drain_is_over_at_once(world: World) -> None:
+    assert await world.proxy.listener.drain(GRACE) == 0
+
+
+async def test_an_idle_client_gets_both_goaways_and_is_closed(world: World) -> None:
+    client = world.client()
+    world.run()
+    async with draining(world) as drain:
+        assert [event.last_stream_id for event in client.goaways] == [MAX_STREAM_ID, 0]
+        assert not client.connected
+        assert await drain == 0
+
+
+async def test_a_call_that_raced_the_first_goaway_is_still_served(world: World) -> None:
+    """envoy #2305, #7614: the client cannot know yet, so its call must not fail."""
+    client = world.client()
+    racing = client.request(message("chat-001"))
+    async with draining(world):
+        server = world.at(world.owner("chat-001"))
+        server.respond(1, frame(b"late"))
+        world.run()
+        assert client.exchanges[racing].body == frame(b"late")
+        assert client.exchanges[racing].status == 0
+        assert client.goaways[-1].last_stream_id == racing
+        assert not client.connected
+
+
+async def test_a_client_that_never_answers_the_ping_gets_the_final_goaway_all_the_same(world: World) -> None:
+    """envoy #19045, #22825: long streams must not keep the second GOAWAY back."""
+    client = world.client()
+    client.request(message("chat-001"), end=False)
+    world.run()
+    client.flush = lambda: False  # type: ignore[method-assign] - says nothing more
+    async with draining(world):
+        assert [event.last_stream_id for event in client.goaways] == [MAX_STREAM_ID]
+        world.advance(5.0)
+        assert [event.last_stream_id for event in client.goaways] == [MAX_STREAM_ID, 1]
+
+
+async def test_a_stream_may_go_on_until_the_grace_is_over_and_then_ends_with_a_status(world: World) -> None:
+    client = world.client()
+    sid = client.request(message("chat-001"), end=False)
+    world.run()
+    server = world.at(world.owner("chat-001"))
+    server.begin(1)
+    async with draining(world) as drain:
+        world.advance(GRACE - 1)
+        server.engine.send_data(1, frame(b"still here"))
+        world.run()
+        assert client.exchanges[sid].body == frame(b"still here")
+        world.advance(1.5)
+        assert client.exchanges[sid].status == 14
+        assert client.exchanges[sid].message == "the proxy is shutting down"
+        assert await drain == 1
+    world.assert_clean()
+
+
+async def test_a_client_that_reads_nothing_cannot_keep_the_proxy_alive(world: World) -> None:
+    client = world.client({4: 0})  # INITIAL_WINDOW_SIZE
+    client.request(message("chat-001"))
+    world.run()
+    world.at(world.owner("chat-001")).respond(1, frame(b"never read"))
+    world.run()
+    async with draining(world) as drain:
+        world.advance(GRACE + 1.5)
+        assert await drain == 0
+    assert not client.connected

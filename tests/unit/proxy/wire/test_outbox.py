@@ -1,0 +1,64 @@
+"""The dirty list: one flush per connection and pass, whatever happens in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from proxy.http2 import Outbox
+
+
+class Loop:
+    def __init__(self) -> None:
+        self.scheduled: list[Callable[[], None]] = []
+
+    def run(self) -> None:
+        scheduled, self.scheduled = self.scheduled, []
+        for callback in scheduled:
+            callback()
+
+
+class Connection:
+    def __init__(self, log: list[str], name: str, error: Exception | None = None) -> None:
+        self.log, self.name, self.error = log, name, error
+        self.then: Callable[[], None] = lambda: None
+
+    def flush(self) -> None:
+        self.log.append(self.name)
+        self.then()
+        if self.error:
+            raise self.error
+
+    def fail(self, error: Exception) -> None:
+        self.log.append(f"{self.name} failed: {error}")
+
+
+def test_all_connections_of_a_pass_are_flushed_by_one_callback() -> None:
+    loop, log = Loop(), []
+    outbox = Outbox(loop.scheduled.append)
+    for name in "abc":
+        outbox.add(Connection(log, name))
+    assert len(loop.scheduled) == 1
+    loop.run()
+    assert log == ["a", "b", "c"]
+    loop.run()
+    assert log == ["a", "b", "c"]
+
+
+def test_a_connection_made_dirty_by_a_flush_is_flushed_in_the_same_pass() -> None:
+    loop, log = Loop(), []
+    outbox = Outbox(loop.scheduled.append)
+    first, second = Connection(log, "first"), Connection(log, "second")
+    first.then = lambda: outbox.add(second)
+    outbox.add(first)
+    loop.run()
+    assert log == ["first", "second"]
+    assert not loop.scheduled
+
+
+def test_a_connection_with_a_bug_silences_no_other() -> None:
+    loop, log = Loop(), []
+    outbox = Outbox(loop.scheduled.append)
+    outbox.add(Connection(log, "bad", ValueError("oops")))
+    outbox.add(Connection(log, "good"))
+    loop.run()
+    assert log == ["bad", "bad failed: oops", "good"]
