@@ -6,6 +6,7 @@ Every byte goes through `MemoryTransport`, which can cut it anywhere and can sta
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 from collections import deque
 from dataclasses import dataclass, field
@@ -211,9 +212,10 @@ class Peer:
         """Give credit for bytes of a stream that were received: all, or `amount`."""
         exchange = self.exchanges[sid]
         amount = len(exchange.body) - exchange.taken if amount is None else amount
-        if amount:
+        if amount and not self.connection_closed:
             exchange.taken += amount
-            self.engine.acknowledge_received_data(amount, sid)
+            with contextlib.suppress(ngh2.ConnectionStateError):  # said goodbye in the same bytes
+                self.engine.acknowledge_received_data(amount, sid)
 
     def flush(self) -> bool:
         if not self.connected or self.transport.closing:
@@ -225,6 +227,8 @@ class Peer:
         self._dispatch()
         if data:
             self.transport.write(data)
+        if self.connection_closed:
+            self.transport.close()
         return bool(data)
 
     @property
