@@ -84,15 +84,15 @@ class Proxy:
         self.listener = Listener(self.forwarder, from_client, reactor, self.outbox)
 
     async def start(self) -> Address:
-        """Connect to the endpoints and listen. Returns the address listened on. Raises ConfigError if it is taken."""
-        for pool in self.pools.values():
-            pool.start()
+        """Listen and connect to the endpoints. Returns the address listened on. Raises ConfigError if it is taken."""
         address = Address.parse(self._settings.listener.address)
         try:
-            return await self.listener.open(address)
+            opened = await self.listener.open(address)
         except OSError as error:
-            self.close()
             raise ConfigError([f"listener.address: cannot listen on {address}: {reason(error)}"]) from error
+        for pool in self.pools.values():
+            pool.start()
+        return opened
 
     async def stop(self) -> int:
         """Finish the running calls within the grace and close everything. Returns how many calls were cut off."""

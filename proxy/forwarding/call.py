@@ -91,7 +91,7 @@ class Call:
         "request_unacked",
         "response_started",
         "response_unacked",
-        "resubmitted",
+        "resubmissions",
         "routed",
         "sid",
         "snapshot",
@@ -122,8 +122,8 @@ class Call:
         self.snapshot: ClusterSnapshot | None = None
         self.key = b""
         self.attempts = 0
-        self.resubmitted = False
-        """Was given to the same server a second time, after its GOAWAY."""
+        self.resubmissions = 0
+        """How often it was given to the same server once more, which was never at fault for that."""
         self.history: list[tuple[str, str]] | None = None
         """(server id, why it could not take the call), once there is one."""
 
@@ -318,20 +318,29 @@ class Call:
         if self.response_started:
             self._refuse(status, f"{endpoint.id}: {why}")
             return
+        if outcome is Outcome.UNPROCESSED and self.resubmit(1):
+            # Its GOAWAY may only mean a new connection (nginx after 1,000 requests): the chat stays with its server.
+            self.forwarder.pools[endpoint].submit(self)
+            return
         endpoint.active -= 1
         self.endpoint = None
         self.up = None
-        if outcome is Outcome.UNPROCESSED and self.buffer is not None and not self.resubmitted:
-            # Its GOAWAY may only mean a new connection (nginx after 1,000 requests): the chat stays with its server.
-            self.resubmitted = True
-            self.attempts -= 1
-            self._offer(endpoint)
-            return
         self._note(endpoint, why)
         if may_move(outcome, replayable=self.buffer is not None):
             self._offer_next()
         else:
             self._refuse(status, f"{endpoint.id}: {why}")
+
+    def resubmit(self, limit: int) -> bool:
+        """Leave the connection that did not process the call, to be submitted to the same pool once more.
+
+        Returns False, with nothing changed, if it cannot be sent again or has been `limit` times.
+        """
+        if self.buffer is None or self.resubmissions >= limit:
+            return False
+        self.resubmissions += 1
+        self.up = None
+        return True
 
     def response_headers(self, headers: Headers, *, end_stream: bool) -> None:
         """The server's response begins (or, a trailers-only response, is all there)."""

@@ -8,6 +8,7 @@ one; while a server cannot be reached it is marked down, calls walk past, and it
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 
 from proxy.cluster.endpoint import Endpoint
 from proxy.forwarding.call import Call
@@ -24,6 +25,13 @@ YOUNG = 1.0
 """Seconds. A connection that ends younger than this without having carried a call counts as a failed connect, or a
 server that accepts and hangs up would be connected to in a tight loop."""
 
+SATURATED = 1.0
+"""Seconds after a call had to wait for a free stream during which a refusal is put down to the stream limit."""
+REFUSED_PAUSE = 0.005
+"""Seconds for the server to see that a stream has ended."""
+MAX_REFUSALS = 100
+"""Refusals of one call before it leaves the server."""
+
 
 class UpstreamPool:
     """Connects eagerly from `start` on until `close`."""
@@ -34,7 +42,7 @@ class UpstreamPool:
         self.endpoint = endpoint
         self.connections: list[UpstreamConnection] = []
         """Ready for calls."""
-        self.waiting: dict[Call, None] = {}
+        self.waiting: OrderedDict[Call, None] = OrderedDict()
         """Calls parked until there is a connection or a free stream, oldest first."""
         self._settings = settings
         self._limits = limits
@@ -45,11 +53,14 @@ class UpstreamPool:
         self._attempt: Handle | None = None
         self._timer: Handle | None = None
         self._failures = 0
+        self._saturated_until = 0.0
+        self._holding: Handle | None = None
+        """The timer that ends a pause in handing out calls."""
         self._closed = False
 
     def start(self) -> None:
-        """Begin to connect."""
-        self._connect()
+        """Begin to connect, if no call has asked for that already."""
+        self._grow()
 
     # From calls.
 
@@ -59,14 +70,34 @@ class UpstreamPool:
             for connection in self.connections:
                 if len(connection.calls) < connection.max_streams and self._attach(call, connection):
                     return
-        if not self.connections and self._connecting is None:
+        if self._closed or (not self.connections and self._connecting is None and self._timer is not None):
             call.attempt_failed(Outcome.CONNECT_FAILED, self.endpoint.reason or "not connected")
         elif len(self.waiting) >= self._settings.max_waiting:
             why = f"{len(self.waiting)} calls are waiting for it already"
             call.attempt_failed(Outcome.OVERLOADED, why, Status.RESOURCE_EXHAUSTED)
         else:
+            if self.connections:
+                self._saturated_until = self._reactor.now() + SATURATED
             self.waiting[call] = None
             self._grow()
+
+    def take_back(self, call: Call) -> bool:
+        """A call that the server refused: if that was for its stream limit, the call waits again, before all others.
+
+        A server may count a stream a moment longer than the protocol does (C-core's overload protection), so that one
+        opened in the place of another that has just ended is refused. That is no reason to leave the server.
+        """
+        if self._reactor.now() >= self._saturated_until or not call.resubmit(MAX_REFUSALS):
+            return False
+        self.waiting[call] = None
+        self.waiting.move_to_end(call, last=False)
+        if self._holding is None:
+            self._holding = self._reactor.call_later(REFUSED_PAUSE, self._resume)
+        return True
+
+    def _resume(self) -> None:
+        self._holding = None
+        self.dispatch()
 
     def forget(self, call: Call) -> None:
         """Drop a parked call. Nothing happens if it is not parked."""
@@ -84,6 +115,8 @@ class UpstreamPool:
 
     def dispatch(self) -> None:
         """Attach parked calls in order, as far as there are free streams."""
+        if self._holding is not None:
+            return
         for connection in tuple(self.connections):
             while self.waiting and len(connection.calls) < connection.max_streams:
                 call = next(iter(self.waiting))
@@ -172,7 +205,7 @@ class UpstreamPool:
             log.warning("%s (%s) is down: %s", self.endpoint.id, self.endpoint.address, why)
         self.endpoint.mark_down(f"cannot connect: {why}")
         self._timer = self._reactor.call_later(delay, self._connect)
-        parked, self.waiting = self.waiting, {}
+        parked, self.waiting = self.waiting, OrderedDict()
         for call in parked:
             call.attempt_failed(Outcome.CONNECT_FAILED, self.endpoint.reason)
 
@@ -185,8 +218,9 @@ class UpstreamPool:
         """Stop connecting and close every connection, with whatever calls are left on it. May be called twice."""
         self._closed = True
         self._stop_timer()
-        if self._attempt is not None:
-            self._attempt.cancel()
+        for under_way in (self._attempt, self._holding):
+            if under_way is not None:
+                under_way.cancel()
         everyone = [*self.connections, *self._retired]
         if self._connecting is not None:
             everyone.append(self._connecting)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Callable
 from typing import Protocol
@@ -64,6 +65,8 @@ def reason(error: Exception | None) -> str:
     """What went wrong with a connection, in plain words."""
     if error is None:
         return "closed by the server"
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno).lower()  # asyncio's own text repeats the address
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
+        return error.strerror.lower()  # the resolver's, whose numbers are its own
     return str(error) or type(error).__name__

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from proxy.cluster.address import Address
 
@@ -56,3 +58,9 @@ class UpstreamSettings(BaseModel):
     """Fields of one response's headers or trailers; more ends the connection to the server."""
     max_waiting: int = Field(default=1024, ge=0, le=1_000_000)
     """Calls per endpoint that may wait for a connection or a free stream; more fail with RESOURCE_EXHAUSTED."""
+
+    @model_validator(mode="after")
+    def _backs_off_upwards(self) -> Self:
+        if self.max_connect_backoff < self.connect_backoff:
+            raise ValueError(f"max_connect_backoff must be at least connect_backoff ({self.connect_backoff:g})")
+        return self

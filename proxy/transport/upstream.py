@@ -129,6 +129,8 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
                 call.attempt_failed(Outcome.RESET, str(event.local_error), from_rst_code(ErrorCode.INTERNAL_ERROR))
             elif code == ErrorCode.REFUSED_STREAM and self.draining:
                 call.attempt_failed(Outcome.UNPROCESSED, "the server is going away")
+            elif code == ErrorCode.REFUSED_STREAM and self.pool.take_back(call):
+                pass
             elif code == ErrorCode.REFUSED_STREAM:
                 call.attempt_failed(Outcome.REFUSED, "refused the call (REFUSED_STREAM)")
             else:

@@ -24,12 +24,12 @@ CLIENT_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
 )
-SERVER_OPTIONS: tuple[tuple[str, Any], ...] = (
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_concurrent_streams", 100_000),
-)
+SERVER_OPTIONS: dict[str, int] = {
+    "grpc.so_reuseport": 0,
+    "grpc.max_send_message_length": -1,
+    "grpc.max_receive_message_length": -1,
+    "grpc.max_concurrent_streams": 100_000,
+}
 
 SERVER_ID = "x-server"
 """Initial metadata in which every server says who it is."""
@@ -71,7 +71,7 @@ class EchoServer(grpc.GenericRpcHandler):
         self.active = 0
         self.most_active = 0
         self.scripts: dict[str, Script] = {}
-        self._options = (*SERVER_OPTIONS, *((f"grpc.{name}", value) for name, value in options.items()))
+        self._options = tuple({**SERVER_OPTIONS, **{f"grpc.{name}": value for name, value in options.items()}}.items())
         self._server: grpc.aio.Server | None = None
 
     @property
@@ -159,6 +159,10 @@ class EchoServer(grpc.GenericRpcHandler):
         except asyncio.CancelledError:
             call.cancelled = True
             raise
+        except grpc.aio.InternalError as error:
+            # How a write says that the call was cancelled while it wrote.
+            call.cancelled = True
+            raise asyncio.CancelledError from error
         finally:
             self.active -= 1
             call.finished.set()

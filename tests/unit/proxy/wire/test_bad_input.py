@@ -23,7 +23,13 @@ def saw_nothing(world: World) -> bool:
 
 
 def headers(*extra: tuple[bytes, bytes], **replaced: bytes) -> Headers:
-    base = {b":method": b"POST", b":scheme": b"http", b":path": PATH, b":authority": b"t", b"content-type": b"application/grpc"}
+    base = {
+        b":method": b"POST",
+        b":scheme": b"http",
+        b":path": PATH,
+        b":authority": b"t",
+        b"content-type": b"application/grpc",
+    }
     for name, value in replaced.items():
         base[{"method": b":method", "path": b":path", "content_type": b"content-type"}[name]] = value
     return [*base.items(), *extra]
@@ -32,7 +38,9 @@ def headers(*extra: tuple[bytes, bytes], **replaced: bytes) -> Headers:
 # The port.
 
 
-@pytest.mark.parametrize("request_line", [b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"POST /a HTTP/1.0\r\n\r\n", b"hello\n"])
+@pytest.mark.parametrize(
+    "request_line", [b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"POST /a HTTP/1.0\r\n\r\n", b"hello\n"]
+)
 def test_text_that_is_not_http2_is_answered_in_text_and_closed(world: World, request_line: bytes) -> None:
     client = RawClient(world)
     client.transport.write(request_line)
@@ -44,7 +52,9 @@ def test_text_that_is_not_http2_is_answered_in_text_and_closed(world: World, req
     assert not client.connected
 
 
-@pytest.mark.parametrize("data", [b"\x16\x03\x01\x02\x00\x01\x00\x01", b"\x00" * 64, b"\xff\xff"], ids=["tls", "zeros", "ones"])
+@pytest.mark.parametrize(
+    "data", [b"\x16\x03\x01\x02\x00\x01\x00\x01", b"\x00" * 64, b"\xff\xff"], ids=["tls", "zeros", "ones"]
+)
 def test_bytes_that_are_not_http2_get_a_goaway_and_are_closed(world: World, data: bytes) -> None:
     client = RawClient(world)
     client.transport.write(data)
@@ -140,7 +150,12 @@ def test_a_key_field_that_cannot_be_a_key_is_the_clients_fault(world: World, bod
     world.assert_clean()
 
 
-MISSING = {"no field": frame(b"\x12\x02hi"), "empty field": frame(b"\x0a\x00\x12\x02hi"), "empty message": frame(b""), "no message": b""}
+MISSING = {
+    "no field": frame(b"\x12\x02hi"),
+    "empty field": frame(b"\x0a\x00\x12\x02hi"),
+    "empty message": frame(b""),
+    "no message": b"",
+}
 
 
 @pytest.mark.parametrize("body", MISSING.values(), ids=MISSING)
@@ -212,7 +227,9 @@ def test_the_key_may_be_the_last_field_of_a_message_larger_than_the_window() -> 
 
 
 @pytest.mark.parametrize(("encoding", "compress"), [(b"gzip", gzip.compress), (b"deflate", zlib.compress)])
-def test_a_compressed_message_is_routed_by_its_key_and_forwarded_as_it_came(world: World, encoding: bytes, compress) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001
+def test_a_compressed_message_is_routed_by_its_key_and_forwarded_as_it_came(
+    world: World, encoding: bytes, compress
+) -> None:  # type: ignore[no-untyped-def]
     client = world.client()
     body = frame(compress(message("chat-011")[5:]), flag=1)
     sid = client.request(body, extra=[(b"grpc-encoding", encoding)])

@@ -49,7 +49,9 @@ def test_the_same_chat_stays_with_its_server_whichever_connection_it_comes_by(wo
 
 def test_many_calls_on_one_connection_get_each_its_own_answer(world: World) -> None:
     client = world.client()
-    bodies = {client.request(message(f"chat-{n:03}", f"text {n}")): message(f"chat-{n:03}", f"text {n}") for n in range(60)}
+    bodies = {
+        client.request(message(f"chat-{n:03}", f"text {n}")): message(f"chat-{n:03}", f"text {n}") for n in range(60)
+    }
     world.run()
     assert {sid: client.exchanges[sid].body for sid in bodies} == bodies
     world.assert_clean()
@@ -60,7 +62,13 @@ def test_headers_and_trailers_pass_both_ways() -> None:
 
     def answer(server: Peer, sid: int, _exchange: Exchange) -> None:
         server.engine.send_response(
-            sid, [(b":status", b"200"), (b"content-type", b"application/grpc"), (b"x-from-server", b"1"), (b"b-bin", b"AAE")]
+            sid,
+            [
+                (b":status", b"200"),
+                (b"content-type", b"application/grpc"),
+                (b"x-from-server", b"1"),
+                (b"b-bin", b"AAE"),
+            ],
         )
         server.engine.send_data(sid, frame(b"ok"))
         server.engine.send_trailers(sid, [(b"grpc-status", b"5"), (b"grpc-message", b"no %C3%A4"), (b"x-end", b"2")])
@@ -68,7 +76,9 @@ def test_headers_and_trailers_pass_both_ways() -> None:
     for name in "ABC":
         world.server(name).on_request = answer
     client = world.start().client()
-    sid = client.request(message(), extra=[(b"x-from-client", b"3"), (b"c-bin", b"AAE"), (b"x-twice", b"a"), (b"x-twice", b"b")])
+    sid = client.request(
+        message(), extra=[(b"x-from-client", b"3"), (b"c-bin", b"AAE"), (b"x-twice", b"a"), (b"x-twice", b"b")]
+    )
     world.run()
     sent = world.at(world.owner("chat-000")).last.headers
     assert [value for name, value in sent if name == b"x-twice"] == [b"a", b"b"]
@@ -334,7 +344,11 @@ def test_a_route_by_endpoint_goes_to_the_server_it_names(world: World) -> None:
         assert len(world.at(name).exchanges) == 1
 
 
-@pytest.mark.parametrize("body", [frame(b""), frame(b"\x0a\x00"), frame(b"\x0a\x01Z"), b""], ids=["no field", "empty", "unknown", "no message"])
+@pytest.mark.parametrize(
+    "body",
+    [frame(b""), frame(b"\x0a\x00"), frame(b"\x0a\x01Z"), b""],
+    ids=["no field", "empty", "unknown", "no message"],
+)
 def test_a_route_by_endpoint_that_names_none_goes_to_any(world: World, body: bytes) -> None:
     client = world.client()
     sid = client.request(body, path=b"/chat.ChatService/GetCacheStats")

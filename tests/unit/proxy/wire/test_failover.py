@@ -228,7 +228,9 @@ def test_a_streaming_request_that_is_still_buffered_moves_and_keeps_its_order() 
     world.run()
     client.engine.send_data(sid, frame(b"after"), end_stream=True)
     world.run()
-    assert client.exchanges[sid].body == message("chat-005") + b"".join(frame(b"%d" % n) for n in range(5)) + frame(b"after")
+    assert client.exchanges[sid].body == message("chat-005") + b"".join(frame(b"%d" % n) for n in range(5)) + frame(
+        b"after"
+    )
     assert client.exchanges[sid].status == 0
     world.assert_clean()
 
@@ -382,7 +384,9 @@ def test_calls_beyond_the_servers_stream_limit_wait_in_order_and_stay() -> None:
         server.respond(sid, server.exchanges[sid].body)
         world.run()
     assert [client.exchanges[sid].body for sid in sids] == [message("chat-001", f"number {n}") for n in range(6)]
-    assert [server.exchanges[sid].body for sid in sorted(server.exchanges)] == [client.exchanges[sid].body for sid in sids]
+    assert [server.exchanges[sid].body for sid in sorted(server.exchanges)] == [
+        client.exchanges[sid].body for sid in sids
+    ]
     world.assert_clean()
 
 
@@ -420,10 +424,56 @@ def test_a_cancelled_call_stops_waiting() -> None:
     world.run()
     server.respond(1)
     world.run()
-    assert [exchange.body for exchange in server.exchanges.values()] == [message("chat-001", "first"), message("chat-001", "third")]
+    assert [exchange.body for exchange in server.exchanges.values()] == [
+        message("chat-001", "first"),
+        message("chat-001", "third"),
+    ]
     server.respond(3)
     world.run()
     assert client.exchanges[third].status == 0
+    world.assert_clean()
+
+
+def test_a_refusal_at_the_stream_limit_keeps_the_call_with_its_server() -> None:
+    """C-core's server counts a stream a moment longer than the protocol does."""
+    world = World(upstream={"max_connections": 1}).echoing()
+    owner = world.owner("chat-001")
+    server = world.server(owner, {ngh2.Setting.MAX_CONCURRENT_STREAMS: 2})
+    refusals = []
+
+    def refuse_each_first_successor(peer: Peer, sid: int, exchange: Exchange) -> None:
+        assert isinstance(peer, Server)
+        if sid > 4 and exchange.body not in refusals:
+            refusals.append(exchange.body)
+            refuse(peer, sid, exchange)
+
+    server.on_request = refuse_each_first_successor
+    client = world.start().client()
+    sids = [client.request(message("chat-001", f"number {n}")) for n in range(8)]
+    world.run()
+    for _ in range(40):
+        for sid, exchange in list(server.exchanges.items()):
+            if exchange.ended and not exchange.closed and sid not in server.begun:
+                server.respond(sid, exchange.body)
+        world.advance(0.01)
+    assert [client.exchanges[sid].body for sid in sids] == [message("chat-001", f"number {n}") for n in range(8)]
+    assert len(refusals) == 6
+    assert reached(world) == [owner]
+    world.assert_clean()
+
+
+def test_a_server_that_refuses_for_ever_at_its_limit_is_left_in_the_end() -> None:
+    world = World(upstream={"max_connections": 1})
+    owner, *others = world.order("chat-001")
+    world.echoing(*others).server(owner, {ngh2.Setting.MAX_CONCURRENT_STREAMS: 1})
+    client = world.start().client()
+    client.request(message("chat-001"))
+    waiting = client.request(message("chat-001"))
+    world.run()
+    world.at(owner).on_request = refuse
+    world.at(owner).respond(1)
+    world.advance(1.0)
+    assert client.exchanges[waiting].status == 0
     world.assert_clean()
 
 

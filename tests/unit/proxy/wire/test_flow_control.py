@@ -222,7 +222,9 @@ def test_no_byte_is_lost_reordered_or_stuck_whatever_the_windows(
     )
     world.echoing(settings={INITIAL_WINDOW: server_window}).start()
     client = world.client({INITIAL_WINDOW: client_window})
-    bodies = {client.request(message(f"c{n}", "t" * size)): message(f"c{n}", "t" * size) for n, size in enumerate(sizes)}
+    bodies = {
+        client.request(message(f"c{n}", "t" * size)): message(f"c{n}", "t" * size) for n, size in enumerate(sizes)
+    }
     world.run()
     assert {sid: client.exchanges[sid].body for sid in bodies} == bodies
     assert all(client.exchanges[sid].status == 0 for sid in bodies)
