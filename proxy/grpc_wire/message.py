@@ -6,7 +6,8 @@ and four bytes big-endian, however it is cut into DATA frames.
 - The key decides as soon as its bytes are there; the rest of the message is neither awaited nor looked at. But where
   END_STREAM has come, a message that is not all there is refused even if its key is: none of it should be forwarded.
 - The verdict depends on the bytes, not on how they were cut, with two exceptions: END_STREAM may come after the
-  verdict, and zlib may or may not give what stands before damage, or before the limit of the ratio, in one piece with it.
+  verdict, and where compressed data is damaged or at the limit of the ratio, zlib may give more or less of what was
+  before.
 - Nothing is kept of a message here but what `FieldScanner` keeps; no length that a client declares sizes anything.
 - A compressed message is inflated just for the key, a bounded step at a time, under a limit of output and of ratio.
 """

@@ -45,7 +45,7 @@ class UpstreamSettings(BaseModel):
     connect_timeout: float = Field(default=5.0, gt=0, allow_inf_nan=False)
     """Seconds until the server's first SETTINGS must have arrived."""
     connect_backoff: float = Field(default=0.25, gt=0, allow_inf_nan=False)
-    """Seconds an endpoint is passed over after a failed connect; doubled each time, with full jitter."""
+    """Seconds an endpoint is passed over after a failed connect; doubled each time, with jitter."""
     max_connect_backoff: float = Field(default=5.0, gt=0, allow_inf_nan=False)
     """Seconds at most between two tries to connect."""
     max_connections: int = Field(default=4, ge=1, le=64)

@@ -30,14 +30,14 @@ ENDLESS = "/any.Service/Endless"
 KINDS = ("unary", "server_stream", "client_stream", "bidi")
 
 
-async def _open(client: grpc.aio.Channel, kind: str, method: str, timeout: float | None = None) -> Any:
+async def _open(client: grpc.aio.Channel, kind: str, method: str, seconds: float | None = None) -> Any:
     """A call that has sent one message; a streaming client sends no more, and does not end."""
     if kind == "unary":
-        return client.unary_unary(method)(b"request", timeout=timeout)
+        return client.unary_unary(method)(b"request", timeout=seconds)
     if kind == "server_stream":
-        return client.unary_stream(method)(b"request", timeout=timeout)
+        return client.unary_stream(method)(b"request", timeout=seconds)
     make = client.stream_unary if kind == "client_stream" else client.stream_stream
-    call = make(method)(timeout=timeout)
+    call = make(method)(timeout=seconds)
     await call.write(b"request")
     return call
 
@@ -195,7 +195,7 @@ async def test_a_channel_that_is_closed_cancels_its_calls_at_the_servers(
 ) -> None:
     async with channel(proxy.address) as client:
         calls = [
-            KINDS[kind](client, method)
+            await _open(client, kind, method)
             for kind in KINDS
             for method in (HANG, TALK)
             if (kind, method) != ("unary", TALK)
@@ -266,7 +266,7 @@ async def test_a_call_that_waits_for_a_stream_can_be_cancelled_and_never_reaches
 async def test_a_deadline_ends_the_call_at_client_and_server(
     client: grpc.aio.Channel, servers: tuple[EchoServer, ...], proxy: ProxyProcess, kind: str
 ) -> None:
-    call = await _open(client, kind, HANG, timeout=0.5)
+    call = await _open(client, kind, HANG, seconds=0.5)
     assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     received = await _at_a_server(servers)
     await eventually(received.finished.is_set, "the end at the server")
@@ -372,8 +372,8 @@ async def test_a_routes_own_timeout_is_passed_on_and_enforced_and_a_longer_one_o
         channel(proxy.address) as client,
     ):
         server.scripts[HANG] = _hang
-        for timeout in (None, 60):
-            call = client.unary_unary(HANG)(b"request", timeout=timeout)
+        for seconds in (None, 60):
+            call = client.unary_unary(HANG)(b"request", timeout=seconds)
             assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         for received in server.calls:
             assert received.time_remaining is not None
