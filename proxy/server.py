@@ -67,6 +67,7 @@ class Proxy:
         self._deadlines = DeadlineTimer(reactor)
         self.forwarder = Forwarder(
             now=reactor.now,
+            call_later=reactor.call_later,
             cluster=self.cluster,
             pools=self.pools,
             heads=RequestHeads(RouteTable(settings.routes)),

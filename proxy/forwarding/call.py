@@ -31,6 +31,8 @@ from proxy.http2 import Engine, ErrorCode, NeverIndexedHeader, StreamUnavailable
 if TYPE_CHECKING:
     from proxy.forwarding.forwarder import Forwarder
 
+ACCEPT_ENCODING = (b"grpc-accept-encoding", b"identity,deflate,gzip")
+
 
 class Downstream(Protocol):
     """The client's connection, as a call sees it."""
@@ -222,7 +224,9 @@ class Call:
                 self.first_message = FirstMessage(path, self.head.encoding, self.forwarder.max_first_message)
             found = self.first_message.feed(data, end_stream)
         except CallRejected as rejected:
-            self._refuse(rejected.status, str(rejected))
+            # gRPC "Compression": UNIMPLEMENTED for an unknown encoding says which ones are known.
+            known = [ACCEPT_ENCODING] if rejected.status is Status.UNIMPLEMENTED else []
+            self._reply([*trailers_only(rejected.status, str(rejected)), *known])
             return
         if found is PENDING:
             # The key may come after more than a window of bytes: they count as taken, under the message limit.
@@ -372,6 +376,13 @@ class Call:
         if not down.dirty:
             down.mark_dirty()
         self._response_ended()
+
+    def broken(self) -> None:
+        """A bug of the proxy met this call: end it on both sides, with as little of our own code as can be."""
+        if not self.done:
+            self._abandon(ErrorCode.INTERNAL_ERROR)
+            self.down.reset(self.sid, ErrorCode.INTERNAL_ERROR)
+            self._end()
 
     def shut_down(self) -> None:
         """The proxy ends and cannot wait for this call."""

@@ -28,10 +28,12 @@ class Pool(Protocol):
 class Forwarder:
     """The context of every call: cluster, pools, memo of headers, deadlines, limits.
 
-    `now()` is the shell's clock in seconds; it may stand still during one pass of the event loop.
+    `now()` is the shell's clock in seconds; it may stand still during one pass of the event loop. `call_later(delay,
+    callback)` runs a callback `delay` seconds from now.
     """
 
     __slots__ = (
+        "call_later",
         "cluster",
         "deadlines",
         "heads",
@@ -46,6 +48,7 @@ class Forwarder:
         self,
         *,
         now: Callable[[], float],
+        call_later: Callable[[float, Callable[[], None]], object],
         cluster: Cluster,
         pools: Mapping[Endpoint, Pool],
         heads: RequestHeads,
@@ -54,6 +57,7 @@ class Forwarder:
         max_first_message: int,
     ) -> None:
         self.now = now
+        self.call_later = call_later
         self.cluster = cluster
         self.pools = pools
         self.heads = heads

@@ -105,11 +105,7 @@ class Http2Connection:
         except NGH2Error as error:
             self.on_engine_failure(error, data)
             return
-        handlers = self._handlers
-        for event in engine.events():
-            handler = handlers.get(type(event))
-            if handler is not None:
-                handler(self, event)
+        self._dispatch(engine.events())
         if not self.dirty and not self.closed and engine.want_write:
             self.dirty = True
             self.outbox.add(self)
@@ -125,16 +121,25 @@ class Http2Connection:
         self.flushed_sid = self.last_sid
         if data:
             wire.write(data)
-        handlers = self._handlers
-        for event in engine.events():
-            handler = handlers.get(type(event))
-            if handler is not None:
-                handler(self, event)
+        events = engine.events()
+        if events:
+            self._dispatch(events)
         # A write may have filled the transport's buffer: then nothing was taken yet.
         if (self.owed or self.tails) and not self.paused and not self.closed:
             self.settle()
             if self.tails:
                 self._reset_tails()
+
+    def _dispatch(self, events: list[Event]) -> None:
+        handlers = self._handlers
+        for event in events:
+            handler = handlers.get(type(event))
+            if handler is None:
+                continue
+            try:
+                handler(self, event)
+            except Exception as error:
+                self.on_handler_failure(event, error)
 
     def reset(self, stream_id: int, code: int) -> None:
         """Reset the stream at once; data queued on it is dropped. Nothing happens if the connection is closed."""
@@ -171,8 +176,16 @@ class Http2Connection:
         """The engine gave up on the peer's bytes `data` and can say nothing more."""
         raise NotImplementedError
 
+    def on_handler_failure(self, event: Event, error: Exception) -> None:
+        """A bug of ours met `event`. It must cost one call at most: the connection carries those of many clients."""
+        raise NotImplementedError
+
     def fail(self, error: Exception) -> None:
         """Give up this connection because of a bug of ours."""
+        raise NotImplementedError
+
+    def end_calls(self) -> None:
+        """The connection is of no more use: its calls end, or move on. May be called twice."""
         raise NotImplementedError
 
     def pause_writing(self) -> None:
@@ -185,13 +198,15 @@ class Http2Connection:
         self.mark_dirty()
 
     def close(self) -> None:
-        """Close the transport after what was written has left. No more engine calls from here on."""
+        """End the calls, and close the transport after what was written has left. No more engine calls from here on."""
         self.closed = True
+        self.end_calls()
         if self.wire is not None:
             self.wire.close()
 
     def abort(self) -> None:
-        """Close the transport at once. No more engine calls from here on."""
+        """End the calls, and close the transport at once. No more engine calls from here on."""
         self.closed = True
+        self.end_calls()
         if self.wire is not None:
             self.wire.abort()

@@ -15,6 +15,7 @@ from proxy.http2 import (
     DataReceived,
     EngineError,
     ErrorCode,
+    Event,
     Http2Connection,
     Limits,
     Outbox,
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 WRITE_HIGH_WATER: Final = 262_144
 """Bytes in a transport's buffer above which its connection is not given more."""
+LAST_WORDS: Final = 1.0
+"""Seconds that a client gets to read what was written before its connection is closed."""
 
 NOT_HTTP2: Final = (
     b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-type: text/plain\r\ncontent-length: 40\r\n"
@@ -78,10 +81,18 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
         """The client is gone: nothing of its calls matters any more."""
         self.closed = True
         self.wire = None
-        for call in list(self.calls.values()):
-            call.cancelled()
-        self._forgive()
+        self.end_calls()
         self._on_close(self)
+
+    def end_calls(self) -> None:
+        """See `Http2Connection.end_calls`."""
+        for call in tuple(self.calls.values()):
+            call.cancelled()
+        owed, self.owed = self.owed, []
+        for call in owed:
+            if call.response_unacked:
+                call.pay_response(call.response_unacked)
+        self.tails.clear()
 
     # Events of the engine.
 
@@ -154,10 +165,27 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
         log.debug("client connection ended: %s", error)
         self.close()
 
+    def on_handler_failure(self, event: Event, error: Exception) -> None:
+        """See `Http2Connection.on_handler_failure`."""
+        log.error("a bug ended a call at %s", type(event).__name__, exc_info=error)
+        call = self.calls.get(getattr(event, "stream_id", 0))
+        if call is not None:
+            call.broken()
+
     def fail(self, error: Exception) -> None:
         """Give up this connection because of a bug of ours."""
         log.error("a bug ended a client connection", exc_info=error)
         self.abort()
+
+    def close(self) -> None:
+        """See `Http2Connection.close`. A client that does not read its last bytes is cut off after a moment."""
+        super().close()
+        if self.wire is not None:
+            self.forwarder.call_later(LAST_WORDS, self._cut_off)
+
+    def _cut_off(self) -> None:
+        if self.wire is not None:
+            self.wire.abort()
 
     # Credit.
 
@@ -174,12 +202,6 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
                 call.pay_response(left)
             if queued:
                 self.owed.append(call)
-
-    def _forgive(self) -> None:
-        owed, self.owed = self.owed, []
-        for call in owed:
-            if call.response_unacked:
-                call.pay_response(call.response_unacked)
 
     # Drain (RFC 9113, 6.8: a server sends a first GOAWAY with the highest stream id, then the real one).
 

@@ -8,13 +8,11 @@ from typing import Final
 from proxy.cluster.address import Address
 from proxy.forwarding.forwarder import Forwarder
 from proxy.http2 import Limits, Outbox
-from proxy.transport.downstream import DownstreamConnection
+from proxy.transport.downstream import LAST_WORDS, DownstreamConnection
 from proxy.transport.reactor import Reactor
 
 DRAIN_NOTICE: Final = 5.0
 """Seconds that a client gets to acknowledge the first GOAWAY of a drain; grpc-go waits as long."""
-LAST_WORDS: Final = 1.0
-"""Seconds that a client gets to read the end of calls that outlived the drain's grace."""
 BACKLOG: Final = 4096
 """Connections that the kernel accepts before we do; it caps this at net.core.somaxconn."""
 

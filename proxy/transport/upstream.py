@@ -11,9 +11,11 @@ from proxy.forwarding.retry import Outcome
 from proxy.grpc_wire.status import from_rst_code
 from proxy.http2 import (
     ConnectionClosed,
+    ConnectionClosingError,
     DataReceived,
     EngineError,
     ErrorCode,
+    Event,
     GoAwayReceived,
     Http2Connection,
     Limits,
@@ -73,7 +75,13 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
         """The server is gone: its calls end here or move on."""
         self.closed = True
         self.wire = None
-        why = self._why or (reason(exc) if exc is not None else self._last_goaway or "connection closed by the server")
+        if not self._why:
+            self._why = reason(exc) if exc is not None else self._last_goaway or "connection closed by the server"
+        self.end_calls()
+
+    def end_calls(self) -> None:
+        """See `Http2Connection.end_calls`."""
+        why = self._why or self._last_goaway or "the proxy closed the connection"
         # First the pool, so that a call that moves on is not given this connection again.
         self.pool.lost(self, why)
         owed, self.owed = self.owed, []
@@ -125,7 +133,10 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
         call = self.calls.pop(event.stream_id, None)
         if call is not None:
             code = event.error_code
-            if event.local_error is not None:
+            if isinstance(event.local_error, ConnectionClosingError):
+                # The engine itself held the request back, because of a GOAWAY: not a byte of it has left.
+                call.attempt_failed(Outcome.UNPROCESSED, "the server is going away")
+            elif event.local_error is not None:
                 call.attempt_failed(Outcome.RESET, str(event.local_error), from_rst_code(ErrorCode.INTERNAL_ERROR))
             elif code == ErrorCode.REFUSED_STREAM and self.draining:
                 call.attempt_failed(Outcome.UNPROCESSED, "the server is going away")
@@ -155,6 +166,13 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
         self._why = f"the server broke the protocol: {error}"
         log.warning("%s: %s", self.pool.endpoint.id, self._why)
         self.abort()
+
+    def on_handler_failure(self, event: Event, error: Exception) -> None:
+        """See `Http2Connection.on_handler_failure`."""
+        log.error("a bug ended a call to %s at %s", self.pool.endpoint.id, type(event).__name__, exc_info=error)
+        call = self.calls.get(getattr(event, "stream_id", 0))
+        if call is not None:
+            call.broken()
 
     def fail(self, error: Exception) -> None:
         """Give up this connection because of a bug of ours."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections import Counter
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -35,6 +34,13 @@ NEVER_AGAIN: Table = {"connect_backoff": 3600, "max_connect_backoff": 3600}
 SOON: Table = {"connect_backoff": 0.05, "max_connect_backoff": 0.2}
 
 REFUSED_STREAM = 7
+
+POISONS = (
+    b"\x00\x00\x04\x08" + bytes(9),  # WINDOW_UPDATE of the connection by 0
+    b"\xff" * 100,  # a frame of 16 MiB
+    b"\x00\x00\x05\x06" + bytes(10),  # PING of 5 bytes
+    b"\x00\x00\x05\x01\x05\x00\x00\x01\x01\xff\xff\xff\xff\xff",  # HEADERS that HPACK cannot decode
+)
 
 
 async def _served_by(client: grpc.aio.Channel, key: str, body: bytes = b"body") -> str:
@@ -150,15 +156,16 @@ async def test_calls_refused_by_the_owner_go_to_the_next_whole(tmp_path: Path) -
         if type(event).__name__ == "RequestReceived":
             connection.h2.reset_stream(_stream(event), REFUSED_STREAM)
 
-    async with raw_server("Server-B", refuse) as refusing, echo_servers("Server-A", "Server-C") as servers:
-        async with (
-            proxy_process(tmp_path, toml({**addresses(*servers), "Server-B": refusing.address})) as proxy,
-            channel(proxy.address) as client,
-        ):
-            key = proxy.key_of("Server-B")
-            for size in (0, 1, 50_000):
-                assert await _served_by(client, key, b"x" * size) == proxy.walk(key)[1]
-            assert refusing.requests >= 3
+    async with (
+        raw_server("Server-B", refuse) as refusing,
+        echo_servers("Server-A", "Server-C") as servers,
+        proxy_process(tmp_path, toml({**addresses(*servers), "Server-B": refusing.address})) as proxy,
+        channel(proxy.address) as client,
+    ):
+        key = proxy.key_of("Server-B")
+        for size in (0, 1, 50_000):
+            assert await _served_by(client, key, b"x" * size) == proxy.walk(key)[1]
+        assert refusing.requests >= 3
 
 
 async def test_a_stream_of_messages_refused_by_the_owner_is_replayed_in_order(tmp_path: Path) -> None:
@@ -169,24 +176,25 @@ async def test_a_stream_of_messages_refused_by_the_owner_is_replayed_in_order(tm
         if type(event).__name__ == "DataReceived" and len(connection.streams[stream].data) >= 18:
             held.append((connection, stream))
 
-    async with raw_server("Server-B", refuse_late) as refusing, echo_servers("Server-A") as servers:
-        async with (
-            proxy_process(tmp_path, toml({**addresses(*servers), "Server-B": refusing.address})) as proxy,
-            channel(proxy.address) as client,
-        ):
-            metadata = (("x-chat-id", proxy.key_of("Server-B")),)
-            call = client.stream_stream("/any.Service/Bidi")(metadata=metadata)
-            for body in (b"1", b"2", b"3"):
-                await call.write(body)
-            await eventually(lambda: held, "three messages at the owner")
-            connection, stream = held[0]
-            connection.reset(stream, REFUSED_STREAM)
-            assert [await call.read() for _ in range(3)] == [b"1", b"2", b"3"]
-            await call.write(b"4")
-            assert await call.read() == b"4"
-            await call.done_writing()
-            assert await call.code() is grpc.StatusCode.OK
-            assert servers[0].calls[0].requests == [b"1", b"2", b"3", b"4"]
+    async with (
+        raw_server("Server-B", refuse_late) as refusing,
+        echo_servers("Server-A") as servers,
+        proxy_process(tmp_path, toml({**addresses(*servers), "Server-B": refusing.address})) as proxy,
+        channel(proxy.address) as client,
+    ):
+        metadata = (("x-chat-id", proxy.key_of("Server-B")),)
+        call = client.stream_stream("/any.Service/Bidi")(metadata=metadata)
+        for body in (b"1", b"2", b"3"):
+            await call.write(body)
+        await eventually(lambda: held, "three messages at the owner")
+        connection, stream = held[0]
+        connection.reset(stream, REFUSED_STREAM)
+        assert [await call.read() for _ in range(3)] == [b"1", b"2", b"3"]
+        await call.write(b"4")
+        assert await call.read() == b"4"
+        await call.done_writing()
+        assert await call.code() is grpc.StatusCode.OK
+        assert servers[0].calls[0].requests == [b"1", b"2", b"3", b"4"]
 
 
 async def test_calls_not_processed_before_a_goaway_are_submitted_again_to_the_same_server(tmp_path: Path) -> None:
@@ -200,17 +208,18 @@ async def test_calls_not_processed_before_a_goaway_are_submitted_again_to_the_sa
             stream = _stream(event)
             connection.answer(stream, bytes(connection.streams[stream].data))
 
-    async with raw_server("Server-B", go_away_once) as server, echo_servers("Server-A") as others:
-        async with (
-            proxy_process(tmp_path, toml({**addresses(*others), "Server-B": server.address})) as proxy,
-            channel(proxy.address) as client,
-        ):
-            metadata = (("x-chat-id", proxy.key_of("Server-B")),)
-            unary = client.unary_unary(UNARY)
-            bodies = [b"%d" % number for number in range(20)]
-            assert await asyncio.gather(*(unary(body, metadata=metadata) for body in bodies)) == bodies
-            assert len(server.connections) == 2
-            assert not others[0].calls, "the chat stays with its server"
+    async with (
+        raw_server("Server-B", go_away_once) as server,
+        echo_servers("Server-A") as others,
+        proxy_process(tmp_path, toml({**addresses(*others), "Server-B": server.address})) as proxy,
+        channel(proxy.address) as client,
+    ):
+        metadata = (("x-chat-id", proxy.key_of("Server-B")),)
+        unary = client.unary_unary(UNARY)
+        bodies = [b"%d" % number for number in range(20)]
+        assert await asyncio.gather(*(unary(body, metadata=metadata) for body in bodies)) == bodies
+        assert len(server.connections) == 2
+        assert not others[0].calls, "the chat stays with its server"
 
 
 async def test_a_call_in_progress_survives_a_goaway_and_new_ones_take_a_new_connection(tmp_path: Path) -> None:
@@ -256,17 +265,18 @@ async def test_a_call_that_may_have_run_is_not_run_again(tmp_path: Path) -> None
         if type(event).__name__ == "StreamEnded":
             connection.transport.abort()
 
-    async with raw_server("Server-B", die) as dying, echo_servers("Server-A") as servers:
-        async with (
-            proxy_process(tmp_path, toml({**addresses(*servers), "Server-B": dying.address})) as proxy,
-            channel(proxy.address) as client,
-        ):
-            with pytest.raises(grpc.aio.AioRpcError) as raised:
-                await _served_by(client, proxy.key_of("Server-B"))
-            assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
-            assert "Server-B" in str(raised.value.details())
-            assert "may have run" in str(raised.value.details())
-            assert not servers[0].calls
+    async with (
+        raw_server("Server-B", die) as dying,
+        echo_servers("Server-A") as servers,
+        proxy_process(tmp_path, toml({**addresses(*servers), "Server-B": dying.address})) as proxy,
+        channel(proxy.address) as client,
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await _served_by(client, proxy.key_of("Server-B"))
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "Server-B" in str(raised.value.details())
+        assert "may have run" in str(raised.value.details())
+        assert not servers[0].calls
 
 
 async def test_a_server_that_dies_in_the_middle_of_a_stream_ends_it_with_unavailable(tmp_path: Path) -> None:
@@ -311,9 +321,8 @@ async def test_chats_of_a_killed_server_move_to_the_next_and_the_others_stay(tmp
         after = await post("second")
         expected = [next(id_ for id_ in proxy.walk(chat) if id_ != "Server-B") for chat in chats]
         assert [answer.server_id for answer in after] == expected
-        assert Counter(
-            answer.message_count - first.message_count for first, answer in zip(before, after, strict=True)
-        ) == {1: len(chats)}
+        counts = [(first.message_count, second.message_count) for first, second in zip(before, after, strict=True)]
+        assert all(second == first + 1 for first, second in counts), "no session is lost"
 
 
 async def test_a_server_that_returns_gets_its_chats_back(tmp_path: Path) -> None:
@@ -399,11 +408,7 @@ async def test_a_client_that_breaks_the_protocol_takes_no_other_clients_call_wit
         async with proxy_process(tmp_path, toml(addresses(server))) as proxy, channel(proxy.address) as good:
             call = good.stream_stream("/any.Service/Slow")()
             assert await call.read() == b"one"
-            for poison in (
-                b"\x00\x00\x04\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00",
-                b"\xff" * 100,
-                b"\x00\x00\x05\x06" + bytes(10),
-            ):
+            for poison in POISONS:
                 async with raw_client(proxy.port) as bad:
                     streams = [bad.request("/any.Service/Endless", end=True) for _ in range(5)]
                     await bad.until(lambda streams=streams: all(bad.streams[each].data for each in streams), "data")

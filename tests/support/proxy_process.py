@@ -27,7 +27,7 @@ Table = dict[str, str | int | float]
 PATIENCE = 30.0
 """Seconds the process gets to start, and to end."""
 
-_BUG = re.compile(r"ERROR|CRITICAL|Traceback|(Resource|Runtime)Warning|\b[1-9]\d* calls did not finish")
+_BUG = re.compile(r" (ERROR|CRITICAL) |Traceback|(Resource|Runtime)Warning|\b[1-9]\d* calls did not finish")
 """What a proxy in good order never writes to stderr, whatever its peers do."""
 
 

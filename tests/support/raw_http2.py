@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Headers = list[tuple[bytes, bytes]]
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
 RESPONSE: Headers = [(b":status", b"200"), (b"content-type", b"application/grpc")]
 OK: Headers = [(b"grpc-status", b"0")]
 
@@ -77,6 +79,8 @@ class RawConnection(asyncio.Protocol):
         self._on_event = on_event
         self._changed = asyncio.Event()
         self._transport: asyncio.Transport | None = None
+        self._unread = b""
+        self._preface_expected = not client
 
     @property
     def transport(self) -> asyncio.Transport:
@@ -94,12 +98,28 @@ class RawConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Note what comes."""
-        for event in self.h2.receive_data(data):
-            self._note(event)
-            if self._on_event is not None:
-                self._on_event(self, event)
+        self._unread += data
+        while (length := self._next_length()) <= len(self._unread):
+            frame, self._unread = self._unread[:length], self._unread[length:]
+            state = self.h2.state_machine.state
+            for event in self.h2.receive_data(frame):
+                self._note(event)
+                if isinstance(event, h2.events.ConnectionTerminated):
+                    # h2 hears nothing after a GOAWAY, but what runs goes on (RFC 9113, 6.8).
+                    self.h2.state_machine.state = state
+                if self._on_event is not None:
+                    self._on_event(self, event)
         self.flush()
         self._changed.set()
+
+    def _next_length(self) -> int:
+        """Bytes of what comes next: the preface or a frame."""
+        if self._preface_expected:
+            if len(self._unread) < len(PREFACE):
+                return len(PREFACE)
+            self._preface_expected = False
+            return len(PREFACE)
+        return 9 + int.from_bytes(self._unread[:3], "big") if len(self._unread) >= 9 else 9
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing more will come."""
@@ -132,14 +152,16 @@ class RawConnection(asyncio.Protocol):
         if data and self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
-    def request(self, path: str, *extra: tuple[bytes, bytes], end: bool = False, **replaced: bytes | None) -> int:
-        """Open a stream with the headers of a gRPC call; returns its id. `replaced`: pseudo-headers and content_type
-        by name (None leaves it out), `extra` come after them.
+    def request(
+        self, path: str | None, *extra: tuple[bytes, bytes], end: bool = False, **replaced: bytes | None
+    ) -> int:
+        """Open a stream with the headers of a gRPC call; returns its id. `replaced`: pseudo-headers, content_type and
+        te by name, `extra` come after them. What is None is left out.
         """
         fields: dict[str, bytes | None] = {
             "method": b"POST",
             "scheme": b"http",
-            "path": path.encode(),
+            "path": None if path is None else path.encode(),
             "authority": b"test",
             "content_type": b"application/grpc",
             "te": b"trailers",

@@ -243,7 +243,7 @@ def test_an_encoding_that_cannot_be_read_is_refused_with_those_that_can(world: W
     sid = client.request(frame(b"\x00\x01", flag=1), extra=[(b"grpc-encoding", b"snappy")])
     world.run()
     assert client.exchanges[sid].status == UNIMPLEMENTED
-    assert "gzip" in client.exchanges[sid].message
+    assert client.exchanges[sid].header(b"grpc-accept-encoding") == b"identity,deflate,gzip"
 
 
 @pytest.mark.parametrize("body", [frame(b"xx", flag=1), frame(b"xx", flag=2), frame(b"xx", flag=255)])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ngh2
 import pytest
 
+from proxy.forwarding.call import Call
 from tests.support.wire import Exchange, Peer, Server, World, address_of, endpoints, frame, message
 
 
@@ -530,3 +531,61 @@ def test_closing_the_pools_ends_every_state_for_good(state: str) -> None:
     assert len(world.connects) == connects
     pool = next(iter(world.proxy.pools.values()))
     assert all(connection.closed for connection in pool.connections)
+
+
+# Containment: the connections to servers carry the calls of many clients.
+
+
+def test_a_client_that_breaks_the_protocol_ends_no_other_clients_calls() -> None:
+    world = World()
+    for name in "ABC":
+        world.server(name)
+    world.start()
+    bad, good = world.client(), world.client()
+    bad.request(message("chat-001"))
+    sid = good.request(message("chat-001"))
+    world.run()
+    server = world.at(world.owner("chat-001"))
+    for stream in (1, 3):
+        server.begin(stream)
+        server.engine.send_data(stream, frame(b"first"))
+    bad.transport.write(b"\x00\x00\x04\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00")  # WINDOW_UPDATE by 0: RFC 9113, 6.9
+    for _ in range(3):
+        for stream in (1, 3):
+            if not server.exchanges[stream].closed:
+                server.engine.send_data(stream, frame(b"more"))
+        world.run()
+    server.finish(3 if not server.exchanges[3].closed else 1)
+    world.run()
+    assert good.exchanges[sid].status == 0
+    assert len(server.connections) == 1
+    assert not bad.connected
+    world.assert_clean()
+
+
+def test_a_bug_in_one_call_costs_that_call_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World()
+    for name in "ABC":
+        world.server(name)
+    client = world.start().client()
+    unlucky = client.request(message("chat-001"))
+    lucky = client.request(message("chat-001"))
+    world.run()
+    server = world.at(world.owner("chat-001"))
+    original = Call.response_headers
+
+    def buggy(call: Call, headers: object, *, end_stream: bool) -> None:
+        if call.sid == unlucky:
+            raise ZeroDivisionError
+        original(call, headers, end_stream=end_stream)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Call, "response_headers", buggy)
+    server.respond(1)
+    server.respond(3)
+    world.run()
+    assert client.exchanges[unlucky].reset == ngh2.ErrorCode.INTERNAL_ERROR
+    assert client.exchanges[lucky].status == 0
+    assert "a bug ended a call" in caplog.text
+    world.assert_clean()
