@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import signal
+from collections.abc import Iterator
 
 import uvloop
 
@@ -49,6 +51,12 @@ class DeadlineTimer:
             self._handle.cancel()
 
 
+def request_ids(reactor: Reactor) -> Iterator[bytes]:
+    """Unique ids: 64 bits of chance for this process, then a number."""
+    prefix = b"%016x-" % int(reactor.random() * 2**64)
+    return (prefix + b"%x" % number for number in itertools.count(1))
+
+
 class Proxy:
     """A proxy on an event loop: `start`, then `stop`."""
 
@@ -73,6 +81,7 @@ class Proxy:
             heads=RequestHeads(RouteTable(settings.routes)),
             deadlines=self._deadlines.wheel,
             retry=settings.retry,
+            request_ids=request_ids(reactor),
             max_first_message=settings.listener.max_first_message,
         )
         listener = settings.listener

@@ -14,19 +14,27 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from proxy.cluster.endpoint import Endpoint
 from proxy.cluster.snapshot import ClusterSnapshot
 from proxy.forwarding.deadlines import Timed
-from proxy.forwarding.headers import GRPC_TIMEOUT, Headers, RequestHead
-from proxy.forwarding.retry import Outcome, may_move
+from proxy.forwarding.headers import (
+    GRPC_TIMEOUT,
+    PREVIOUS_ATTEMPTS,
+    REQUEST_ID,
+    Headers,
+    RequestHead,
+    read_refusal,
+)
+from proxy.forwarding.peers import Downstream, Upstream
+from proxy.forwarding.retry import UNPROCESSED, Outcome, RetryClass, classify
 from proxy.grpc_wire.errors import CallRejected
 from proxy.grpc_wire.fields import ABSENT, PENDING
 from proxy.grpc_wire.message import FirstMessage, find_key
 from proxy.grpc_wire.status import Status, trailers, trailers_only
 from proxy.grpc_wire.timeout import InvalidTimeout, format_timeout, parse_timeout
-from proxy.http2 import Engine, ErrorCode, NeverIndexedHeader, StreamUnavailableError
+from proxy.http2 import ErrorCode, NeverIndexedHeader, StreamUnavailableError
 
 if TYPE_CHECKING:
     from proxy.forwarding.forwarder import Forwarder
@@ -34,46 +42,11 @@ if TYPE_CHECKING:
 ACCEPT_ENCODING = (b"grpc-accept-encoding", b"identity,deflate,gzip")
 
 
-class Downstream(Protocol):
-    """The client's connection, as a call sees it."""
-
-    engine: Engine
-    dirty: bool
-    closed: bool
-    calls: dict[int, Call]
-    owed: list[Call]
-
-    def mark_dirty(self) -> None:
-        """There is something to send."""
-
-    def reset(self, stream_id: int, code: int) -> None:
-        """Reset the stream at once; queued data is dropped. Nothing happens if it is gone."""
-
-    def reset_after_tail(self, stream_id: int) -> None:
-        """Reset the stream (NO_ERROR) once everything queued on it, trailers included, has left."""
-
-
-class Upstream(Protocol):
-    """A server's connection, as a call sees it."""
-
-    engine: Engine
-    dirty: bool
-    closed: bool
-    calls: dict[int, Call]
-    owed: list[Call]
-    last_sid: int
-
-    def mark_dirty(self) -> None:
-        """There is something to send."""
-
-    def reset(self, stream_id: int, code: int) -> None:
-        """Reset the stream at once; queued data is dropped. Nothing happens if it is gone."""
-
-
 class Call:
     """One call. Made by the downstream connection when request headers arrive, followed by `start`."""
 
     __slots__ = (
+        "answer",
         "attempts",
         "bucket",
         "buffer",
@@ -89,7 +62,10 @@ class Call:
         "head",
         "history",
         "key",
+        "repeating",
+        "repeats",
         "request_ended",
+        "request_id",
         "request_unacked",
         "response_started",
         "response_unacked",
@@ -98,6 +74,8 @@ class Call:
         "sid",
         "snapshot",
         "started",
+        "try_timer",
+        "unprocessed",
         "up",
         "up_sid",
     )
@@ -126,6 +104,16 @@ class Call:
         self.attempts = 0
         self.resubmissions = 0
         """How often it was given to the same server once more, which was never at fault for that."""
+        self.unprocessed = 0
+        """Servers that left it unprocessed, at no charge."""
+        self.repeats = 0
+        """Servers that may have run it, before the one it is with."""
+        self.repeating = False
+        """Holds a place in the retry budget."""
+        self.answer: Headers | None = None
+        """What a server answered before the call was tried again: the client's, if no other server takes the call."""
+        self.try_timer: TryTimer | None = None
+        self.request_id = b""
         self.history: list[tuple[str, str]] | None = None
         """(server id, why it could not take the call), once there is one."""
 
@@ -146,6 +134,7 @@ class Call:
     def start(self, *, end_stream: bool) -> None:
         """The request headers are here. `end_stream`: and that is all."""
         forwarder = self.forwarder
+        forwarder.active += 1
         head = self.head
         self.request_ended = end_stream
         if head.rejection:
@@ -281,6 +270,9 @@ class Call:
                     self._offer(endpoint)
                     return
                 self._note(endpoint, endpoint.reason)
+        if self.answer is not None:
+            self._reply(self.answer)
+            return
         tried = "; ".join(f"{server}: {why}" for server, why in self.history or ())
         self._refuse(Status.UNAVAILABLE, f"no server could take the call ({tried})")
 
@@ -307,6 +299,10 @@ class Call:
                 engine.send_data(sid, data, end_stream=self.request_ended and index == last)
         self.up = up
         self.up_sid = up.last_sid = sid
+        per_try_timeout = self.head.route.per_try_timeout
+        if per_try_timeout is not None:
+            self._stop_try()
+            self.try_timer = TryTimer(self, self.forwarder.now() + per_try_timeout)
         up.calls[sid] = self
         if self.request_unacked:
             up.owed.append(self)
@@ -326,14 +322,83 @@ class Call:
             # Its GOAWAY may only mean a new connection (nginx after 1,000 requests): the chat stays with its server.
             self.forwarder.pools[endpoint].submit(self)
             return
-        endpoint.active -= 1
-        self.endpoint = None
-        self.up = None
-        self._note(endpoint, why)
-        if may_move(outcome, replayable=self.buffer is not None):
+        self._leave_server(endpoint, why)
+        if self._may_move(outcome):
             self._offer_next()
         else:
             self._refuse(status, f"{endpoint.id}: {why}")
+
+    def _may_move(self, outcome: Outcome) -> bool:
+        """Whether the call may be offered to another server; takes from the budget if that costs."""
+        retry_class = classify(outcome, self.unprocessed)
+        if self.buffer is None or retry_class is RetryClass.NEVER:
+            return False
+        if retry_class is RetryClass.TRANSPARENT:
+            self.unprocessed += outcome in UNPROCESSED
+            return True
+        forwarder = self.forwarder
+        if retry_class is RetryClass.PERMITTED:
+            head = self.head
+            if not head.route.repeatable:
+                return False
+            forwarder.budget.failed()
+            if head.previous_attempts + self.repeats >= forwarder.max_attempts:
+                return False
+        if not self.repeating:
+            if not forwarder.budget.take(forwarder.active):
+                return False
+            self.repeating = True
+        self.repeats += retry_class is RetryClass.PERMITTED
+        return True
+
+    def _answer_is_repeated(self, headers: Headers, *, end_stream: bool) -> bool:
+        """The server answered that it cannot serve the call now: leave it and try again, if all the rules allow."""
+        up = self.up
+        endpoint = self.endpoint
+        if up is None or endpoint is None or not self.head.route.repeatable:
+            return False
+        why, pushback = read_refusal(headers, server_is_stopping=up.draining)
+        if why is None or pushback is None or not self._may_move(Outcome.ANSWERED):
+            return False
+        up.calls.pop(self.up_sid)
+        if not (end_stream and self.request_ended):
+            up.reset(self.up_sid, ErrorCode.CANCEL)
+        self._leave_server(endpoint, why)
+        self.answer = headers if end_stream else None
+        if pushback:
+            self.forwarder.call_later(pushback, self._after_pushback)
+        else:
+            self._offer_next()
+        return True
+
+    def _after_pushback(self) -> None:
+        if not self.done:
+            self._offer_next()
+
+    def try_timed_out(self) -> None:
+        """The server did not begin its response within the route's `per_try_timeout`."""
+        up = self.up
+        endpoint = self.endpoint
+        self.try_timer = None
+        if up is None or endpoint is None or self.attempts >= self.forwarder.max_attempts:
+            return
+        if self._may_move(Outcome.TIMED_OUT):
+            up.calls.pop(self.up_sid)
+            up.reset(self.up_sid, ErrorCode.CANCEL)
+            self._leave_server(endpoint, f"did not answer within {self.head.route.per_try_timeout:g} s")
+            self._offer_next()
+
+    def _leave_server(self, endpoint: Endpoint, why: str) -> None:
+        endpoint.active -= 1
+        self.endpoint = None
+        self.up = None
+        self._stop_try()
+        self._note(endpoint, why)
+
+    def _stop_try(self) -> None:
+        if self.try_timer is not None:
+            self.try_timer.stop()
+            self.try_timer = None
 
     def resubmit(self, limit: int) -> bool:
         """Leave the connection that did not process the call, to be submitted to the same pool once more.
@@ -348,8 +413,12 @@ class Call:
 
     def response_headers(self, headers: Headers, *, end_stream: bool) -> None:
         """The server's response begins (or, a trailers-only response, is all there)."""
+        if (end_stream or headers[0][1] != b"200") and self._answer_is_repeated(headers, end_stream=end_stream):
+            return
         self.buffer = None
         self.response_started = True
+        if self.try_timer is not None:
+            self._stop_try()
         down = self.down
         down.engine.send_response(self.sid, headers, end_stream=end_stream)
         if not down.dirty:
@@ -407,6 +476,9 @@ class Call:
             up = self.up
             if up is not None:
                 up.reset(self.up_sid, ErrorCode.CANCEL)
+        budget = self.forwarder.budget
+        if budget.tokens < budget.max_tokens:
+            budget.succeeded()
         self._end()
 
     def _refuse(self, status: Status, message: str) -> None:
@@ -443,6 +515,12 @@ class Call:
     def _end(self) -> None:
         """The only end of a call."""
         self.done = True
+        forwarder = self.forwarder
+        forwarder.active -= 1
+        if self.repeating:
+            forwarder.budget.give_back()
+        if self.try_timer is not None:
+            self._stop_try()
         self.down.calls.pop(self.sid, None)
         if self.up is not None:
             self.up.calls.pop(self.up_sid, None)
@@ -490,15 +568,40 @@ class Call:
 
     def _request_headers(self) -> Headers:
         head = self.head
+        headers = head.headers
         deadline = self.deadline
-        if deadline is None:
-            return head.headers
-        now = self.forwarder.now()
-        if now > self.started:
-            value = format_timeout(max(deadline - now, 1e-9))
-        elif self.client_timeout is None:
-            return head.with_route_timeout
-        else:
-            value = self.client_timeout
-        # Never indexed: a value that is different for every call would push everything else out of the HPACK table.
-        return (*head.headers, NeverIndexedHeader(GRPC_TIMEOUT, value))
+        if deadline is not None:
+            now = self.forwarder.now()
+            if now > self.started:
+                # Never indexed: a value that no other call has would push everything else out of the HPACK table.
+                headers = (*headers, NeverIndexedHeader(GRPC_TIMEOUT, format_timeout(max(deadline - now, 1e-9))))
+            elif self.client_timeout is None:
+                headers = head.with_route_timeout
+            else:
+                headers = (*headers, NeverIndexedHeader(GRPC_TIMEOUT, self.client_timeout))
+        if head.wants_request_id:
+            if not self.request_id:
+                self.request_id = next(self.forwarder.request_ids)
+            headers = (*headers, NeverIndexedHeader(REQUEST_ID, self.request_id))
+        if self.repeats:
+            attempts = b"%d" % (head.previous_attempts + self.repeats)
+            headers = (*(each for each in headers if each[0] != PREVIOUS_ATTEMPTS), (PREVIOUS_ATTEMPTS, attempts))
+        return headers
+
+
+class TryTimer:
+    """Watches one attempt of a call on a route with a `per_try_timeout`."""
+
+    __slots__ = ("_bucket", "_call")
+
+    def __init__(self, call: Call, deadline: float) -> None:
+        self._call = call
+        self._bucket = call.forwarder.deadlines.add(self, deadline)
+
+    def deadline_exceeded(self) -> None:
+        """The attempt's time is over."""
+        self._call.try_timed_out()
+
+    def stop(self) -> None:
+        """The attempt is over."""
+        self._bucket.discard(self)

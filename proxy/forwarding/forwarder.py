@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.cluster.cluster import Cluster
 from proxy.cluster.endpoint import Endpoint
 from proxy.forwarding.deadlines import DeadlineWheel
 from proxy.forwarding.headers import RequestHeads
+from proxy.forwarding.retry import RetryBudget
 from proxy.forwarding.settings import RetrySettings
 
 if TYPE_CHECKING:
@@ -29,10 +30,12 @@ class Forwarder:
     """The context of every call: cluster, pools, memo of headers, deadlines, limits.
 
     `now()` is the shell's clock in seconds; it may stand still during one pass of the event loop. `call_later(delay,
-    callback)` runs a callback `delay` seconds from now.
+    callback)` runs a callback `delay` seconds from now; `request_ids` gives a new unique one each time.
     """
 
     __slots__ = (
+        "active",
+        "budget",
         "call_later",
         "cluster",
         "deadlines",
@@ -42,6 +45,7 @@ class Forwarder:
         "now",
         "pools",
         "replay_buffer",
+        "request_ids",
     )
 
     def __init__(
@@ -54,6 +58,7 @@ class Forwarder:
         heads: RequestHeads,
         deadlines: DeadlineWheel,
         retry: RetrySettings,
+        request_ids: Iterator[bytes],
         max_first_message: int,
     ) -> None:
         self.now = now
@@ -62,6 +67,10 @@ class Forwarder:
         self.pools = pools
         self.heads = heads
         self.deadlines = deadlines
+        self.request_ids = request_ids
+        self.budget = RetryBudget(retry)
+        self.active = 0
+        """Calls under way."""
         self.max_attempts = retry.max_attempts
         self.replay_buffer = retry.replay_buffer
         self.max_first_message = max_first_message

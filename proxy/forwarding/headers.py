@@ -14,6 +14,9 @@ from proxy.grpc_wire.timeout import format_timeout
 from proxy.http2 import Header
 
 GRPC_TIMEOUT: Final = b"grpc-timeout"
+PREVIOUS_ATTEMPTS: Final = b"grpc-previous-rpc-attempts"  # gRFC A6
+PUSHBACK: Final = b"grpc-retry-pushback-ms"  # gRFC A6
+REQUEST_ID: Final = b"x-request-id"
 INTERNAL_PREFIX: Final = b"x-districhat-"
 """Metadata that only the proxy may write; from a client it is dropped."""
 MAX_MEMO: Final = 1024
@@ -27,18 +30,31 @@ Headers = tuple[Header, ...]
 class RequestHead:
     """What a header list means for the call that carries it."""
 
-    __slots__ = ("encoding", "headers", "key", "rejection", "route", "with_route_timeout")
+    __slots__ = (
+        "encoding",
+        "headers",
+        "key",
+        "previous_attempts",
+        "rejection",
+        "route",
+        "wants_request_id",
+        "with_route_timeout",
+    )
 
-    def __init__(self, headers: Headers, route: Route, encoding: bytes | None, key: bytes, rejection: Headers) -> None:
+    def __init__(self, headers: Headers, route: Route, fields: dict[bytes, bytes], rejection: Headers) -> None:
         self.headers = headers
         """To be sent on, without `grpc-timeout`."""
         self.route = route
-        self.encoding = encoding
+        self.encoding = fields.get(b"grpc-encoding")
         """`grpc-encoding`: how messages with the compressed flag are compressed."""
-        self.key = key
+        self.key = fields.get(route.metadata, b"") if route.metadata is not None else b""
         """The key, on a route that takes it from metadata; empty if it is not there."""
         self.rejection = rejection
         """If not empty: answer with these headers and END_STREAM instead of forwarding."""
+        self.wants_request_id = route.with_id and REQUEST_ID not in fields
+        attempts = fields.get(PREVIOUS_ATTEMPTS, b"")
+        self.previous_attempts = int(attempts) if attempts.isdigit() and len(attempts) < 9 else 0
+        """What the client tried before by itself."""
         self.with_route_timeout = headers
         """`headers` and the route's own timeout, for calls that bring none."""
         if route.timeout is not None:
@@ -77,8 +93,7 @@ class RequestHeads:
         forwarded = tuple(
             header for header in headers if not header[0].startswith(INTERNAL_PREFIX) and header[0] != GRPC_TIMEOUT
         )
-        key = fields.get(route.metadata, b"") if route.metadata is not None else b""
-        return RequestHead(forwarded, route, fields.get(b"grpc-encoding"), key, _rejection(fields, path))
+        return RequestHead(forwarded, route, fields, _rejection(fields, path))
 
 
 def _rejection(fields: dict[bytes, bytes], path: str) -> Headers:
@@ -92,3 +107,35 @@ def _rejection(fields: dict[bytes, bytes], path: str) -> Headers:
     if not path.startswith("/"):  # grpc-go CVE-2026-33186: a path without the slash slips past rules made for it
         return tuple(trailers_only(Status.UNIMPLEMENTED, f"malformed method name: {path!r}"))
     return ()
+
+
+# Trailers-only statuses after which the same call may do better elsewhere or later (gRPC, "Status codes").
+_TRY_AGAIN = {
+    b"8": "RESOURCE_EXHAUSTED",
+    b"10": "ABORTED",
+    b"14": "UNAVAILABLE",
+}
+_HTTP_TRY_AGAIN = frozenset({b"502", b"503", b"504"})
+
+
+def read_refusal(headers: Headers, *, server_is_stopping: bool) -> tuple[str | None, float | None]:
+    """Why a response says that the server could not serve the call now, and the seconds to wait before it is repeated.
+
+    No reason: it does not say so. No seconds: the server forbids to repeat it (gRFC A6: a pushback that is negative or
+    not a number). A server that is stopping (it sent GOAWAY) also means it by CANCELLED: C-core answers so to what
+    arrives during its shutdown.
+    """
+    fields = dict(reversed(headers))
+    status = fields.get(b"grpc-status")
+    if status is None:
+        code = fields[b":status"]
+        why = f"answered HTTP {code.decode()}" if code in _HTTP_TRY_AGAIN else None
+    elif status == b"1" and server_is_stopping:
+        why = "answered CANCELLED while it stops"
+    else:
+        name = _TRY_AGAIN.get(status)
+        why = None if name is None else f"answered {name}"
+    pushback = fields.get(PUSHBACK)
+    if pushback is None:
+        return why, 0.0
+    return why, int(pushback) / 1000 if pushback.isdigit() and len(pushback) < 9 else None

@@ -1,42 +1,102 @@
-"""May a call move to another server after its attempt failed?
+"""May a call be tried on another server after its attempt failed?
 
-The question behind it: can the call have run? Where it cannot (class T of the table below), moving is always allowed;
-where it may have, running it again needs leave, which no route can give yet, so it fails.
+The question behind it: can the call have run? The classes are those of gRFC A6 ("transparent retries") and RFC 9113.
 
 | outcome | basis | class |
 |---|---|---|
-| CONNECT_FAILED | never left the proxy (gRFC A6, "transparent retries") | T |
+| CONNECT_FAILED | never left the proxy | T |
 | NOT_SENT | not one byte of the stream was written | T |
-| REFUSED | RST_STREAM(REFUSED_STREAM): not processed (RFC 9113, 8.7) | T |
-| UNPROCESSED | GOAWAY with a lower last stream id: not processed (RFC 9113, 6.8) | T |
-| OVERLOADED | too many calls wait for the server; its chats stay with it | never moves |
-| LOST | connection lost after the request was written | may have run |
-| RESET | any other RST_STREAM before the response | may have run |
+| REFUSED | RST_STREAM(REFUSED_STREAM): not processed (RFC 9113, 8.7) | T once, then counted |
+| UNPROCESSED | GOAWAY with a lower last stream id: not processed (RFC 9113, 6.8) | T once, then counted |
+| LOST | connection lost after the request was written | P |
+| RESET | any other RST_STREAM before the response | P |
+| ANSWERED | a trailers-only UNAVAILABLE, RESOURCE_EXHAUSTED or ABORTED; HTTP 502, 503, 504 | P |
+| TIMED_OUT | no response within `per_try_timeout` | P |
+| OVERLOADED | too many calls wait for the server: its chats stay with it | N |
+
+T: always, and it costs nothing. Counted: on every route, since the call cannot have run, but it takes from the budget,
+so that a cluster that refuses is not asked three times as much. P: only on routes that say a call may run again, and
+from the budget. N: never. Whatever the class: never after the first byte of a response, never without every byte of
+the request, never more than `max_attempts` servers, never past the deadline.
 """
 
 from __future__ import annotations
 
 from enum import Enum, auto
 
+from proxy.forwarding.settings import RetrySettings
+
 
 class Outcome(Enum):
-    """How an attempt ended without a response."""
+    """How an attempt ended without a response that counts."""
 
     CONNECT_FAILED = auto()
     NOT_SENT = auto()
     REFUSED = auto()
     UNPROCESSED = auto()
-    OVERLOADED = auto()
     LOST = auto()
     RESET = auto()
+    ANSWERED = auto()
+    TIMED_OUT = auto()
+    OVERLOADED = auto()
 
 
-TRANSPARENT = frozenset({Outcome.CONNECT_FAILED, Outcome.NOT_SENT, Outcome.REFUSED, Outcome.UNPROCESSED})
+class RetryClass(Enum):
+    """What it takes to try again."""
+
+    TRANSPARENT = auto()
+    COUNTED = auto()
+    PERMITTED = auto()
+    NEVER = auto()
 
 
-def may_move(outcome: Outcome, *, replayable: bool) -> bool:
-    """Whether the call may be offered to another server.
+UNPROCESSED = frozenset({Outcome.REFUSED, Outcome.UNPROCESSED})
+"""The server had the call and says that it did not touch it."""
+_NEVER_LEFT = frozenset({Outcome.CONNECT_FAILED, Outcome.NOT_SENT})
 
-    `replayable`: nothing of a response was passed on, and every byte of the request received so far is still here.
+
+def classify(outcome: Outcome, transparent_retries: int) -> RetryClass:
+    """The class of `outcome` for a call that a server left unprocessed `transparent_retries` times before."""
+    if outcome in _NEVER_LEFT:
+        return RetryClass.TRANSPARENT
+    if outcome in UNPROCESSED:
+        return RetryClass.COUNTED if transparent_retries else RetryClass.TRANSPARENT
+    if outcome is Outcome.OVERLOADED:
+        return RetryClass.NEVER
+    return RetryClass.PERMITTED
+
+
+class RetryBudget:
+    """Keeps repeats a small part of the load: when everything fails, retries must not make it worse.
+
+    Two limits, both must allow: repeats under way (Envoy's retry budget), and the tokens of gRFC A6.
     """
-    return replayable and outcome in TRANSPARENT
+
+    __slots__ = ("_min", "_ratio", "_share", "max_tokens", "repeating", "tokens")
+
+    def __init__(self, settings: RetrySettings) -> None:
+        self._share = settings.budget_percent / 100
+        self._min = settings.min_budget
+        self._ratio = settings.token_ratio
+        self.max_tokens = self.tokens = settings.tokens
+        self.repeating = 0
+        """Calls under way that are repeats."""
+
+    def failed(self) -> None:
+        """An attempt failed in a way that could be tried again."""
+        self.tokens = max(0.0, self.tokens - 1)
+
+    def succeeded(self) -> None:
+        """A call went well. Hot callers test `tokens < max_tokens` themselves."""
+        self.tokens = min(self.max_tokens, self.tokens + self._ratio)
+
+    def take(self, active: int) -> bool:
+        """Start a repeat, if there may be one more among `active` calls under way; end it with `give_back`."""
+        if self.tokens <= self.max_tokens / 2 or self.repeating >= max(self._min, active * self._share):
+            return False
+        self.repeating += 1
+        return True
+
+    def give_back(self) -> None:
+        """A repeat is over."""
+        self.repeating -= 1

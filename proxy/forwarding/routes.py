@@ -11,7 +11,17 @@ from proxy.grpc_wire.fields import FieldPath
 class Route:
     """One rule, ready for use: what a call of a matching method needs to know."""
 
-    __slots__ = ("by_id", "metadata", "method", "path", "reject_missing", "timeout")
+    __slots__ = (
+        "by_id",
+        "metadata",
+        "method",
+        "path",
+        "per_try_timeout",
+        "reject_missing",
+        "repeatable",
+        "timeout",
+        "with_id",
+    )
 
     def __init__(self, settings: RouteSettings) -> None:
         source = settings.key or settings.endpoint
@@ -24,6 +34,11 @@ class Route:
         self.metadata = None if source.metadata is None else source.metadata.encode()
         self.reject_missing = settings.missing_key == "reject"
         self.timeout = settings.timeout
+        self.per_try_timeout = settings.per_try_timeout
+        self.repeatable = settings.idempotent or settings.idempotency_key
+        """A call that may have run may be run again."""
+        self.with_id = settings.idempotency_key
+        """... because servers know it by its `x-request-id`."""
 
     def matches(self, method: str) -> bool:
         """Whether the rule is for `method` (`/package.Service/Method`)."""

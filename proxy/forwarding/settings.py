@@ -57,6 +57,14 @@ class RouteSettings(BaseModel):
     """A call without a key goes to the endpoint with the fewest calls, or fails with INVALID_ARGUMENT."""
     timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Seconds a call may take in all; a shorter `grpc-timeout` of the client wins. None: no limit but the client's."""
+    per_try_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Seconds one server has to begin its response before the call is tried on the next one. Only for calls that may
+    run again."""
+    idempotent: bool = False
+    """Running the method twice does no harm: a call that may have run is tried again on another server."""
+    idempotency_key: bool = False
+    """The servers apply a call once however often it comes, by its `x-request-id`, which the proxy adds if the client
+    did not: a call that may have run is tried again on another server."""
 
     @field_validator("method")
     @classmethod
@@ -71,6 +79,12 @@ class RouteSettings(BaseModel):
             raise ValueError("give exactly one of key and endpoint")
         return self
 
+    @model_validator(mode="after")
+    def _tries_again_only_what_may_run_again(self) -> Self:
+        if self.per_try_timeout is not None and not (self.idempotent or self.idempotency_key):
+            raise ValueError("per_try_timeout needs idempotent = true or idempotency_key = true")
+        return self
+
 
 CHAT_SERVICE_TIMEOUT = 10.0  # seconds; the request timeout of the original's smart client
 
@@ -78,7 +92,13 @@ BUILT_IN_ROUTES: tuple[RouteSettings, ...] = (
     RouteSettings(
         method="/chat.ChatService/GetCacheStats", endpoint=KeySource(field="1"), timeout=CHAT_SERVICE_TIMEOUT
     ),
-    RouteSettings(method="/chat.ChatService/PostMessage", key=KeySource(field="1"), timeout=CHAT_SERVICE_TIMEOUT),
+    RouteSettings(
+        method="/chat.ChatService/PostMessage",
+        key=KeySource(field="1"),
+        timeout=CHAT_SERVICE_TIMEOUT,
+        idempotency_key=True,
+    ),
+    RouteSettings(method="/chat.ChatService/StreamReply", key=KeySource(field="1"), idempotency_key=True),
     RouteSettings(method="/chat.ChatService/HealthCheck", key=KeySource(field="1"), timeout=CHAT_SERVICE_TIMEOUT),
     RouteSettings(method="/chat.ChatService/*", key=KeySource(field="1")),
     RouteSettings(method="*", key=KeySource(metadata="x-chat-id")),
@@ -95,3 +115,13 @@ class RetrySettings(BaseModel):
     """Different endpoints a call is offered to, the owner included."""
     replay_buffer: int = Field(default=65_536, ge=0, le=16_777_216)
     """Bytes of a request kept so that it can be sent again; a longer one cannot move once it was sent."""
+    replay_buffer_total: int = Field(default=67_108_864, ge=0)
+    """Bytes of all requests kept so; beyond it, calls cannot move once they were sent."""
+    budget_percent: float = Field(default=20.0, ge=0, le=100)
+    """Calls under way that may be repeats, in percent of all calls under way."""
+    min_budget: int = Field(default=3, ge=0, le=1_000_000)
+    """Repeats that may be under way in any case."""
+    tokens: float = Field(default=10.0, ge=1, le=1_000_000)
+    """Size of the bucket that each failure takes a token from; below half, nothing is repeated (gRFC A6)."""
+    token_ratio: float = Field(default=0.1, gt=0, le=1)
+    """Tokens that each success puts back."""

@@ -209,6 +209,9 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
         """Ask the client for no more calls; `finish_drain` must follow."""
         if not self.closed:
             self.engine.send_shutdown_notice()
+            # Written first: the engine lets PINGs overtake, and then their ACK would not prove that GOAWAY was seen.
+            self.flush()
+        if not self.closed:
             self.engine.ping()
             self.mark_dirty()
 

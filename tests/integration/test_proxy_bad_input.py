@@ -144,17 +144,18 @@ async def test_another_method_than_post_gets_405(proxy: ProxyProcess, server: Ec
     assert not server.calls
 
 
-async def test_a_refused_request_that_still_sends_is_told_to_stop_and_gives_its_credit_back(
-    proxy: ProxyProcess, server: EchoServer
-) -> None:
-    async with raw_client(proxy.port) as client:
-        before = client.h2.outbound_flow_control_window
-        for _ in range(100):
+async def test_refused_requests_that_still_send_give_their_credit_back(server: EchoServer, tmp_path: Path) -> None:
+    # The connection's window is that of one stream: 64 KiB.
+    config = toml(addresses(server), listener={"stream_window": 65_536, "max_concurrent_streams": 1})
+    async with proxy_process(tmp_path, config) as proxy, raw_client(proxy.port) as client:
+        await client.pinged()
+        for _ in range(50):
+            await client.until(lambda: client.h2.outbound_flow_control_window > 40_000, "the connection's credit")
             stream = client.request("/any.Service/Unary", content_type=b"text/plain")
-            client.send(stream, bytes(16_384))
+            client.send(stream, bytes(40_000))
             state = await client.over(stream)
             assert state.headers[b":status"] == b"415"
-        await client.until(lambda: client.h2.outbound_flow_control_window >= before - 65_536, "the connection's credit")
+            await client.until(lambda state=state: state.reset == 0, "being told to stop")
     assert not server.calls
 
 

@@ -13,7 +13,7 @@ from tests.support.grpc_server import EchoServer, channel, echo_servers, message
 from tests.support.messages import framed
 from tests.support.polling import eventually, settled
 from tests.support.proxy_process import ProxyProcess, addresses, proxy_process, toml
-from tests.support.raw_http2 import RawConnection, raw_client, raw_server
+from tests.support.raw_http2 import RESPONSE, RawConnection, raw_client, raw_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -32,7 +32,7 @@ BOUND = 64 * MIB
 """What the proxy may grow by, at most. Without back-pressure an endless stream passes it at once."""
 PIECE = 64 * 1024
 
-INITIAL_WINDOW_SIZE = 4
+MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 3, 4
 
 
 class Counted:
@@ -241,31 +241,65 @@ async def test_a_hundred_streams_both_ways_at_once_all_come_through(proxy: Proxy
 
 
 async def test_requests_cancelled_with_data_under_way_do_not_use_up_the_connections_window(
-    proxy: ProxyProcess, counted: Counted
-) -> None:
-    async with raw_client(proxy.port) as client:
-        before = client.h2.outbound_flow_control_window
-        for _ in range(200):
-            stream = client.request(SINK)
-            client.send(stream, framed(bytes(60_000)))
-            client.reset(stream, 8)
-        await client.until(lambda: client.h2.outbound_flow_control_window >= before - 65_536, "the connection's credit")
-    await eventually(lambda: counted.server.active == 0, "the end at the server")
-
-
-async def test_responses_cancelled_with_data_under_way_do_not_use_up_the_upstream_window(
     counted: Counted, tmp_path: Path
 ) -> None:
-    # 8,192 streams share the connection's window: small ones make it small enough to use it up.
-    config = toml(addresses(counted.server), upstream={"stream_window": 16_384})
-    async with proxy_process(tmp_path, config) as proxy, raw_client(proxy.port, acknowledges=False) as client:
-        for _ in range(300):
-            streams = [client.request(ENDLESS, end=True) for _ in range(50)]
-            await client.until(lambda: all(client.streams[each].headers for each in streams), "the responses")
-            for stream in streams:
-                client.reset(stream, 8)
-                del client.streams[stream]
-            await client.pinged()
+    # The connection's window is that of one stream: 64 KiB.
+    config = toml(addresses(counted.server), listener={"stream_window": 65_536, "max_concurrent_streams": 1})
+    async with proxy_process(tmp_path, config) as proxy, raw_client(proxy.port) as client:
+        await client.pinged()
+        for _ in range(100):
+            await client.until(lambda: client.h2.outbound_flow_control_window > 40_000, "the connection's credit")
+            stream = client.request(SINK)
+            client.send(stream, framed(bytes(40_000)))
+            client.reset(stream, 8)
         await eventually(lambda: counted.server.active == 0, "the end at the server")
-        async with channel(proxy.address) as fresh:
-            assert len(await fresh.unary_unary(UNARY)(bytes(MIB))) == MIB
+
+
+async def test_responses_cancelled_with_data_under_way_do_not_use_up_the_upstream_window(tmp_path: Path) -> None:
+    window = 100
+    rounds, at_once = 100, 100  # their bytes are more than the upstream connection's window, 8,192 times a stream's
+
+    def answer(connection: RawConnection, event: h2.events.Event) -> None:
+        if type(event).__name__ == "StreamEnded":
+            stream: int = getattr(event, "stream_id", 0)
+            connection.h2.send_headers(stream, RESPONSE)
+            connection.h2.send_data(stream, bytes(window))
+
+    async with (
+        raw_server("Server-A", answer, settings={MAX_CONCURRENT_STREAMS: 10_000}) as server,
+        proxy_process(tmp_path, toml({"Server-A": server.address}, upstream={"stream_window": window})) as proxy,
+    ):
+        for _ in range(rounds // 10):
+            # Zero windows: what comes for these clients stays in the proxy. New ones, as resets are rationed.
+            async with raw_client(proxy.port, settings={INITIAL_WINDOW_SIZE: 0}) as client:
+                await client.pinged()
+                for _ in range(10):
+                    streams = [client.request(UNARY, end=True) for _ in range(at_once)]
+                    states = [client.streams[stream] for stream in streams]
+                    await client.until(lambda states=states: all(state.headers for state in states), "the responses")
+                    for stream in streams:
+                        client.reset(stream, 8)
+        connection = server.connections[0].h2
+        await eventually(lambda: connection.outbound_flow_control_window > 8192 * window // 2, "the credit")
+
+
+async def test_responses_for_clients_that_vanish_do_not_use_up_the_upstream_window(tmp_path: Path) -> None:
+    window = 1000
+
+    def answer(connection: RawConnection, event: h2.events.Event) -> None:
+        if type(event).__name__ == "StreamEnded":
+            stream: int = getattr(event, "stream_id", 0)
+            connection.h2.send_headers(stream, RESPONSE)
+            connection.h2.send_data(stream, bytes(window))
+
+    async with (
+        raw_server("Server-A", answer, settings={MAX_CONCURRENT_STREAMS: 10_000}) as server,
+        proxy_process(tmp_path, toml({"Server-A": server.address}, upstream={"stream_window": window})) as proxy,
+    ):
+        for _ in range(10):
+            async with raw_client(proxy.port, settings={INITIAL_WINDOW_SIZE: 0}) as client:
+                streams = [client.request(UNARY, end=True) for _ in range(900)]
+                states = [client.streams[stream] for stream in streams]
+                await client.until(lambda states=states: all(state.headers for state in states), "the responses")
+        connection = server.connections[0].h2
+        await eventually(lambda: connection.outbound_flow_control_window > 8192 * window // 2, "the credit")

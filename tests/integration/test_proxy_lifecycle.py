@@ -114,6 +114,7 @@ async def test_a_client_is_asked_first_and_then_told_to_make_no_more_calls(gated
         proxy.signal(signal.SIGTERM)
         await client.until(lambda: len(client.goaways) == 2, "two GOAWAYs")
         assert client.goaways == [(0, 2**31 - 1), (0, stream)]
+        assert not client.pinged_before_goaway, "the answer to the PING must prove that the GOAWAY was seen"
         gated.gate.set()
         assert (await client.over(stream)).status == b"0"
         await client.until(client.closed.is_set, "the connection's end")

@@ -74,6 +74,8 @@ class ProxyProcess:
         self._log = log
         self.address = address
         self.pid = process.pid
+        self.signalled = False
+        """It was told to end."""
         self.cuts_off = False
         """The test means calls to be cut off at the end of the drain."""
         settings = load_settings(config, {})
@@ -110,6 +112,7 @@ class ProxyProcess:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
+        self.signalled = True
         self._process.send_signal(number)
 
     def running(self) -> bool:
@@ -157,7 +160,7 @@ async def proxy_process(directory: Path, config: str) -> AsyncIterator[ProxyProc
         assert line.startswith(start), f"{line!r}, stderr: {log.read_text(encoding='utf-8')}"
         proxy = ProxyProcess(process, line.removeprefix(start).strip(), file, log)
         yield proxy
-        if proxy.running():
+        if not proxy.signalled:  # a second signal would end the drain
             proxy.signal(signal.SIGTERM)
         assert await proxy.ended() == 0, proxy.log()
         proxy.check()

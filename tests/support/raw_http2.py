@@ -69,12 +69,15 @@ class RawConnection(asyncio.Protocol):
             )
         )
         if settings:
-            self.h2.update_settings({h2.settings.SettingCodes(code): value for code, value in settings.items()})
+            codes = {h2.settings.SettingCodes(code): value for code, value in settings.items()}
+            self.h2.local_settings = h2.settings.Settings(client=client, initial_values=codes)
         self.streams: defaultdict[int, RawStream] = defaultdict(RawStream)
         self.acknowledges = acknowledges
         self.goaways: list[tuple[int, int | None]] = []
         """(error code, last stream id) of every GOAWAY."""
         self.pongs = 0
+        self.pinged_before_goaway = False
+        """The peer's first PING came before its first GOAWAY."""
         self.closed = asyncio.Event()
         self._on_event = on_event
         self._changed = asyncio.Event()
@@ -109,7 +112,7 @@ class RawConnection(asyncio.Protocol):
                     self.h2.state_machine.state = state
                 if self._on_event is not None:
                     self._on_event(self, event)
-        self.flush()
+            self.flush()  # at once: a GOAWAY makes h2 drop what it has not sent yet
         self._changed.set()
 
     def _next_length(self) -> int:
@@ -141,6 +144,8 @@ class RawConnection(asyncio.Protocol):
             self.streams[event.stream_id].reset = event.error_code
         elif isinstance(event, h2.events.ConnectionTerminated):
             self.goaways.append((int(event.error_code or 0), event.last_stream_id))
+        elif isinstance(event, h2.events.PingReceived):
+            self.pinged_before_goaway |= not self.goaways
         elif isinstance(event, h2.events.PingAckReceived):
             self.pongs += 1
 
@@ -222,7 +227,7 @@ class RawConnection(asyncio.Protocol):
     def describe(self) -> str:
         """What came, for people."""
         streams = {sid: {**vars(stream), "data": len(stream.data)} for sid, stream in self.streams.items()}
-        return f"closed={self.closed.is_set()} goaways={self.goaways} streams={streams}"
+        return f"closed={self.closed.is_set()} goaways={self.goaways} streams={streams}"[:2000]
 
 
 def _dict(headers: object) -> dict[bytes, bytes]:

@@ -171,7 +171,7 @@ class Peer:
     def resume_writing(self) -> None:
         pass
 
-    def _dispatch(self) -> None:
+    def _dispatch(self) -> None:  # noqa: C901 - a branch an event
         for event in self.engine.events():
             match event:
                 case ngh2.RequestReceived(sid, headers, end) | ngh2.ResponseReceived(sid, headers, end):
@@ -382,6 +382,12 @@ class World:
             self.server(name, settings).on_request = echo
         return self
 
+    def echo_everywhere(self) -> None:
+        """From now on, all servers answer every call with its own body."""
+        for server in self.servers.values():
+            if server is not None:
+                server.on_request = echo
+
     def at(self, name: str) -> Server:
         """The server now at the address of endpoint `name`."""
         server = self.servers[address_of(name)]
@@ -452,6 +458,8 @@ class World:
                 assert not connection.calls, "calls left upstream"
                 assert not connection.owed, "credit owed to clients"
         assert len(self.proxy.forwarder.deadlines) == 0, "deadlines left"
+        assert self.proxy.forwarder.active == 0, "calls counted as active"
+        assert self.proxy.forwarder.budget.repeating == 0, "repeats counted as under way"
 
 
 def echo(server: Peer, sid: int, exchange: Exchange) -> None:

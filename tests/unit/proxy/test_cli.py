@@ -59,7 +59,7 @@ def test_check_says_in_one_line_that_a_configuration_is_valid(config, capsys):
     assert main(["check", "--config", config]) == 0
     out, err = capsys.readouterr()
     assert out == (
-        "proxy.toml: valid: 3 endpoints with 350 virtual nodes, 0 routes of its own before 5 built in, "
+        "proxy.toml: valid: 3 endpoints with 350 virtual nodes, 0 routes of its own before 6 built in, "
         "listener 127.0.0.1:50050\n"
     )
     assert err == ""

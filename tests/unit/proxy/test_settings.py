@@ -279,7 +279,10 @@ def test_the_full_configuration_gives_every_key_with_its_default():
     settings = load_settings(CONFIG / "proxy.toml", {})
     # A key and an endpoint are said in the same ways: showing each once is enough.
     shown = {key.replace("routes.endpoint.", "routes.key.") for key in given(settings)}
-    assert shown == {key.replace("routes.endpoint.", "routes.key.") for key in keys(Settings)}
+    missing = {key.replace("routes.endpoint.", "routes.key.") for key in keys(Settings)} - shown
+    # What is not set by default cannot be given with its default; its example stands in a comment.
+    comments = [line for line in (CONFIG / "proxy.toml").read_text().splitlines() if line.startswith("# ")]
+    assert not [key for key in missing if not any(line.startswith(f"# {key.split('.')[-1]} = ") for line in comments)]
     minimal = load_settings(CONFIG / "minimal.toml", {})
     assert settings.model_copy(update={"routes": ()}) == minimal
     assert settings.routes == BUILT_IN_ROUTES

@@ -267,7 +267,7 @@ def test_a_reset_in_the_same_bytes_as_its_request_harms_nobody() -> None:
 
 def test_a_server_that_resets_before_answering_becomes_a_status(world: World) -> None:
     client = world.client()
-    sid = client.request(message("chat-003"), end=False)
+    sid = client.request(message("chat-003"), end=False, path=b"/chat.ChatService/Chat")
     world.run()
     owner = world.owner("chat-003")
     world.at(owner).engine.reset_stream(1, ngh2.ErrorCode.ENHANCE_YOUR_CALM)

@@ -1,0 +1,47 @@
+"""The two connections of a call, as the call sees them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from proxy.http2 import Engine
+
+if TYPE_CHECKING:
+    from proxy.forwarding.call import Call
+
+
+class Downstream(Protocol):
+    """The client's connection, as a call sees it."""
+
+    engine: Engine
+    dirty: bool
+    closed: bool
+    calls: dict[int, Call]
+    owed: list[Call]
+
+    def mark_dirty(self) -> None:
+        """There is something to send."""
+
+    def reset(self, stream_id: int, code: int) -> None:
+        """Reset the stream at once; queued data is dropped. Nothing happens if it is gone."""
+
+    def reset_after_tail(self, stream_id: int) -> None:
+        """Reset the stream (NO_ERROR) once everything queued on it, trailers included, has left."""
+
+
+class Upstream(Protocol):
+    """A server's connection, as a call sees it."""
+
+    engine: Engine
+    dirty: bool
+    closed: bool
+    calls: dict[int, Call]
+    owed: list[Call]
+    last_sid: int
+    draining: bool
+
+    def mark_dirty(self) -> None:
+        """There is something to send."""
+
+    def reset(self, stream_id: int, code: int) -> None:
+        """Reset the stream at once; queued data is dropped. Nothing happens if it is gone."""

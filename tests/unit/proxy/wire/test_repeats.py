@@ -1,0 +1,347 @@
+"""Calls that may have run, on routes that say they may run again: class P of the retry table."""
+
+from __future__ import annotations
+
+import ngh2
+import pytest
+
+from tests.support.wire import Exchange, Headers, Peer, Server, World, endpoints, frame, message
+
+CHAT = b"/chat.ChatService/Chat"  # neither idempotent nor with a key
+IDEMPOTENT = [{"method": "/a.B/Get", "key": {"field": "1"}, "idempotent": True}]
+GET = b"/a.B/Get"
+
+
+def reset(server: Peer, sid: int, _exchange: Exchange) -> None:
+    server.begun.add(sid)
+    server.engine.reset_stream(sid, ngh2.ErrorCode.INTERNAL_ERROR)
+
+
+def vanish(server: Peer, sid: int, _exchange: Exchange) -> None:
+    server.begun.add(sid)
+    server.transport.abort()
+
+
+def answering(headers: Headers):  # type: ignore[no-untyped-def]
+    def answer(server: Peer, sid: int, _exchange: Exchange) -> None:
+        server.begun.add(sid)
+        server.engine.send_response(sid, headers, end_stream=True)
+
+    return answer
+
+
+def trailers_only(status: int, *more: tuple[bytes, bytes]) -> Headers:
+    return [(b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-status", b"%d" % status), *more]
+
+
+FAILURES = {
+    "reset": reset,
+    "connection lost": vanish,
+    "UNAVAILABLE": answering(trailers_only(14)),
+    "RESOURCE_EXHAUSTED": answering(trailers_only(8)),
+    "ABORTED": answering(trailers_only(10)),
+    "HTTP 503": answering([(b":status", b"503")]),
+}
+
+
+def failing_owner(failure, **settings: object) -> tuple[World, str]:  # type: ignore[no-untyped-def]
+    world = World(**settings).echoing()
+    owner = world.owner("chat-005")
+    world.at(owner).on_request = failure
+    return world.start(), owner
+
+
+def calls_at(world: World, name: str) -> list[Exchange]:
+    return [exchange for server in world.at(name).connections for exchange in server.exchanges.values()]
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+def test_on_a_route_with_an_idempotency_key_the_next_server_gets_the_call(failure) -> None:  # type: ignore[no-untyped-def]
+    world, owner = failing_owner(failure)
+    second = world.order("chat-005")[1]
+    client = world.client()
+    sid = client.request(message("chat-005"))
+    world.run()
+    assert client.exchanges[sid].status == 0
+    assert client.exchanges[sid].body == message("chat-005")
+    attempts = [calls_at(world, owner)[0], calls_at(world, second)[0]]
+    ids = [attempt.header(b"x-request-id") for attempt in attempts]
+    assert ids[0]
+    assert ids[0] == ids[1]
+    assert [attempt.header(b"grpc-previous-rpc-attempts") for attempt in attempts] == [None, b"1"]
+    world.assert_clean()
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+def test_on_any_other_route_it_does_not(failure) -> None:  # type: ignore[no-untyped-def]
+    world, owner = failing_owner(failure)
+    client = world.client()
+    sid = client.request(message("chat-005"), path=CHAT)
+    world.run()
+    assert client.exchanges[sid].ended
+    assert client.exchanges[sid].status != 0
+    assert all(not calls_at(world, name) for name in "ABC" if name != owner)
+    world.assert_clean()
+
+
+def test_an_idempotent_route_repeats_without_an_id() -> None:
+    world, owner = failing_owner(reset, routes=IDEMPOTENT)
+    client = world.client()
+    sid = client.request(message("chat-005"), path=GET)
+    world.run()
+    assert client.exchanges[sid].status == 0
+    assert calls_at(world, owner)[0].header(b"x-request-id") is None
+
+
+def test_a_clients_own_request_id_is_kept() -> None:
+    world, owner = failing_owner(reset)
+    client = world.client()
+    client.request(message("chat-005"), extra=[(b"x-request-id", b"mine")])
+    world.run()
+    seen = [calls_at(world, name)[0] for name in world.order("chat-005")[:2]]
+    assert [[value for name, value in each.headers if name == b"x-request-id"] for each in seen] == [
+        [b"mine"],
+        [b"mine"],
+    ]
+    assert world.owner("chat-005") == owner
+
+
+def test_every_call_has_an_id_of_its_own() -> None:
+    world = World().echoing().start()
+    client = world.client()
+    for _ in range(20):
+        client.request(message("chat-005"))
+    world.run()
+    ids = {exchange.header(b"x-request-id") for exchange in calls_at(world, world.owner("chat-005"))}
+    assert len(ids) == 20
+
+
+def test_other_answers_are_the_clients_business() -> None:
+    for status in (1, 2, 3, 5, 7, 9, 12, 13, 16):
+        world, _owner = failing_owner(answering(trailers_only(status)))
+        client = world.client()
+        sid = client.request(message("chat-005"))
+        world.run()
+        assert client.exchanges[sid].status == status
+        world.assert_clean()
+
+
+def test_cancelled_by_a_server_that_is_stopping_is_a_refusal() -> None:
+    """C-core cancels what arrives between its first GOAWAY and its last."""
+
+    def stop(server: Peer, sid: int, _exchange: Exchange) -> None:
+        server.begun.add(sid)
+        server.engine.send_shutdown_notice()
+        server.engine.data_to_send and server.flush()
+        server.engine.send_response(sid, trailers_only(1), end_stream=True)
+
+    world, _owner = failing_owner(stop)
+    client = world.client()
+    sid = client.request(message("chat-005"))
+    world.run()
+    assert client.exchanges[sid].status == 0
+
+
+def test_when_every_server_says_unavailable_the_client_gets_the_last_answer_as_it_was() -> None:
+    world = World()
+    for name in "ABC":
+        world.server(name).on_request = answering(
+            trailers_only(14, (b"grpc-message", b"from " + name.encode()), (b"x-why", b"1"))
+        )
+    client = world.start().client()
+    sid = client.request(message("chat-005"))
+    world.run()
+    answer = client.exchanges[sid]
+    assert answer.message == f"from {world.order('chat-005')[2]}"
+    assert answer.header(b"x-why") == b"1"
+    world.assert_clean()
+
+
+def test_an_answer_with_a_body_is_never_repeated() -> None:
+    world = World().echoing()
+    owner = world.owner("chat-005")
+    world.at(owner).on_request = lambda server, sid, _: server.respond(sid, frame(b"part"), status=14)  # type: ignore[attr-defined]
+    client = world.start().client()
+    sid = client.request(message("chat-005"))
+    world.run()
+    assert (client.exchanges[sid].body, client.exchanges[sid].status) == (frame(b"part"), 14)
+
+
+# Pushback, gRFC A6.
+
+
+@pytest.mark.parametrize("value", [b"-1", b"", b"soon", b"1.5", b"999999999999"])
+def test_a_pushback_that_is_negative_or_no_number_forbids_to_repeat(value: bytes) -> None:
+    world, _owner = failing_owner(answering(trailers_only(14, (b"grpc-retry-pushback-ms", value))))
+    client = world.client()
+    sid = client.request(message("chat-005"))
+    world.run()
+    assert client.exchanges[sid].status == 14
+
+
+def test_a_pushback_is_waited_for() -> None:
+    world, owner = failing_owner(answering(trailers_only(14, (b"grpc-retry-pushback-ms", b"1500"))))
+    client = world.client()
+    sid = client.request(message("chat-005"))
+    world.advance(1.4)
+    assert not client.exchanges[sid].ended
+    assert len(calls_at(world, owner)) == 1
+    world.advance(0.2)
+    assert client.exchanges[sid].status == 0
+    world.assert_clean()
+
+
+@pytest.mark.parametrize("end", ["cancel", "deadline", "client gone"])
+def test_a_call_can_end_while_it_waits_for_a_pushback(end: str) -> None:
+    world, _owner = failing_owner(answering(trailers_only(14, (b"grpc-retry-pushback-ms", b"60000"))))
+    client = world.client()
+    sid = client.request(message("chat-005"), extra=[(b"grpc-timeout", b"5S")])
+    world.run()
+    if end == "cancel":
+        client.engine.reset_stream(sid)
+    elif end == "client gone":
+        client.transport.abort()
+    world.advance(6.0)
+    if end == "deadline":
+        assert client.exchanges[sid].status == 4
+    world.advance(120.0)
+    world.assert_clean()
+
+
+# Limits.
+
+
+def test_a_client_that_has_tried_enough_itself_is_not_multiplied() -> None:
+    world, _owner = failing_owner(reset)
+    client = world.client()
+    sid = client.request(message("chat-005"), extra=[(b"grpc-previous-rpc-attempts", b"3")])
+    world.run()
+    assert client.exchanges[sid].status == 13
+
+
+def test_the_clients_attempts_and_ours_are_added() -> None:
+    world, _owner = failing_owner(reset)
+    client = world.client()
+    client.request(message("chat-005"), extra=[(b"grpc-previous-rpc-attempts", b"1")])
+    world.run()
+    second = calls_at(world, world.order("chat-005")[1])[0]
+    assert [value for name, value in second.headers if name == b"grpc-previous-rpc-attempts"] == [b"2"]
+
+
+def test_repeats_are_a_small_part_of_the_calls_under_way() -> None:
+    world = World(retry={"budget_percent": 10.0, "min_budget": 2, "tokens": 1000.0})
+    for name in "ABC":
+        world.server(name)
+    client = world.start().client()
+    owner, second, _ = world.order("chat-005")
+    sids = [client.request(message("chat-005")) for _ in range(50)]
+    world.run()
+    world.at(owner).transport.abort()
+    world.run()
+    assert len(calls_at(world, second)) == 5
+    assert sum(client.exchanges[sid].status == 14 for sid in sids) == 45
+    for exchange_sid in list(world.at(second).exchanges):
+        world.at(second).respond(exchange_sid)
+    world.run()
+    world.assert_clean()
+    assert world.proxy.forwarder.budget.repeating == 0
+
+
+def test_many_failures_in_a_row_stop_the_repeats_and_successes_allow_them_again() -> None:
+    world = World(retry={"tokens": 4.0, "token_ratio": 0.5})
+    for name in "ABC":
+        world.server(name).on_request = reset
+    client = world.start().client()
+    for _ in range(3):
+        client.request(message("chat-005"))
+        world.run()
+    before = sum(len(calls_at(world, name)) for name in "ABC")
+    client.request(message("chat-005"))
+    world.run()
+    assert sum(len(calls_at(world, name)) for name in "ABC") == before + 1
+    world.echo_everywhere()
+    for _ in range(10):
+        client.request(message("chat-005"))
+        world.run()
+    world.at(world.owner("chat-005")).on_request = reset
+    sid = client.request(message("chat-005"))
+    world.run()
+    assert client.exchanges[sid].status == 0
+
+
+def test_a_second_refusal_counts_against_the_budget() -> None:
+    world = World(endpoints=endpoints(*"ABCDE"), retry={"max_attempts": 5, "min_budget": 0, "budget_percent": 0})
+
+    def refuse(server: Peer, sid: int, _exchange: Exchange) -> None:
+        assert isinstance(server, Server)
+        server.begun.add(sid)
+        server.refuse(sid)
+
+    for name in "ABCDE":
+        world.server(name).on_request = refuse
+    client = world.start().client()
+    sid = client.request(message("chat-005"), path=CHAT)
+    world.run()
+    assert client.exchanges[sid].status == 14
+    assert sum(len(calls_at(world, name)) for name in "ABCDE") == 2
+
+
+# Time.
+
+
+PATIENT = [{"method": "/a.B/Get", "key": {"field": "1"}, "idempotent": True, "per_try_timeout": 1.0}]
+
+
+def test_a_server_that_does_not_begin_in_time_is_left_for_the_next() -> None:
+    world = World(routes=PATIENT).echoing()
+    owner = world.owner("chat-005")
+    world.at(owner).on_request = None
+    client = world.start().client()
+    sid = client.request(message("chat-005"), path=GET)
+    world.advance(1.1)
+    assert client.exchanges[sid].status == 0
+    assert calls_at(world, owner)[0].reset == ngh2.ErrorCode.CANCEL
+    world.assert_clean()
+
+
+def test_with_no_other_server_allowed_the_last_one_keeps_the_call() -> None:
+    world = World(routes=PATIENT, retry={"max_attempts": 1})
+    for name in "ABC":
+        world.server(name)
+    client = world.start().client()
+    sid = client.request(message("chat-005"), path=GET)
+    world.advance(5.0)
+    assert not client.exchanges[sid].ended
+    world.at(world.owner("chat-005")).respond(1)
+    world.run()
+    assert client.exchanges[sid].status == 0
+    world.assert_clean()
+
+
+def test_a_response_that_has_begun_has_all_the_time() -> None:
+    world = World(routes=PATIENT)
+    for name in "ABC":
+        world.server(name)
+    client = world.start().client()
+    sid = client.request(message("chat-005"), path=GET)
+    world.run()
+    server = world.at(world.owner("chat-005"))
+    server.begin(1)
+    world.advance(30.0)
+    server.finish(1)
+    world.run()
+    assert client.exchanges[sid].status == 0
+    world.assert_clean()
+
+
+def test_the_deadline_wins_over_every_repeat() -> None:
+    world = World(routes=PATIENT)
+    for name in "ABC":
+        world.server(name)
+    client = world.start().client()
+    sid = client.request(message("chat-005"), path=GET, extra=[(b"grpc-timeout", b"1500m")])
+    world.advance(1.6)
+    assert client.exchanges[sid].status == 4
+    resets = [exchange.reset for name in "ABC" for exchange in calls_at(world, name)]
+    assert resets == [ngh2.ErrorCode.CANCEL] * 2
+    world.assert_clean()
