@@ -220,10 +220,9 @@ class Peer:
     def flush(self) -> bool:
         if not self.connected or self.transport.closing:
             return False
-        try:
+        data = b""
+        with contextlib.suppress(ngh2.NGH2Error):
             data = self.engine.data_to_send()
-        except ngh2.NGH2Error:
-            return False
         self._dispatch()
         if data:
             self.transport.write(data)
