@@ -201,6 +201,13 @@ class RawConnection(asyncio.Protocol):
         self.h2.reset_stream(stream, code)
         self.flush()
 
+    def goaway(self, last_stream: int, code: int = 0) -> None:
+        """Send GOAWAY, and serve the streams up to that one on."""
+        state = self.h2.state_machine.state
+        self.h2.close_connection(code, last_stream_id=last_stream)
+        self.h2.state_machine.state = state
+        self.flush()
+
     async def until(self, condition: Callable[[], object], what: str = "what the peer should do") -> None:
         """Wait until something that came makes the condition true. Fails the test if it does not."""
         try:

@@ -418,7 +418,7 @@ class World:
                 busy = peer.flush() or busy
             for transport in self._transports:
                 busy = transport.deliver() or busy
-            if not busy:
+            if not busy and not self._ready:
                 return
         raise AssertionError("the world does not come to rest")
 
