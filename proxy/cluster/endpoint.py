@@ -2,37 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from enum import Enum
+
 from proxy.cluster.address import Address
+
+
+class Cause(Enum):
+    """Who says that a server must not be given calls. Each speaks for itself; all must agree that it may."""
+
+    CONNECT = "connect"
+    """Its pool: it cannot be connected to."""
+    HEALTH = "health"
+    """The active health check."""
+    EJECTED = "ejected"
+    """Outlier detection."""
+    DRAINING = "draining"
+    """The server itself, or the operator: it finishes what it has."""
 
 
 class Endpoint:
     """Who a server is, and whether it may be given calls now.
 
-    Identity never changes. `available` and `reason` are flipped in place by whoever watches the server (the pool, when
-    it cannot connect): the ring is not rebuilt for that, a pick walks past.
+    Identity never changes. Availability is flipped in place by those who watch the server: the ring is not rebuilt for
+    that, a pick walks past. `notify` is called after every flip.
     """
 
-    __slots__ = ("active", "address", "available", "id", "reason", "weight")
+    __slots__ = ("_blocks", "active", "address", "available", "id", "notify", "weight")
 
     def __init__(self, endpoint_id: str, address: Address, weight: float = 1.0) -> None:
         self.id = endpoint_id
         self.address = address
         self.weight = weight
         self.available = True
-        self.reason = ""
-        """Why it is not available, for people; empty while it is."""
         self.active = 0
         """Calls it has been given and not finished."""
+        self.notify: Callable[[Endpoint], None] = _nobody
+        self._blocks: dict[Cause, str] = {}
 
-    def mark_down(self, reason: str) -> None:
-        """Calls walk past from now on. Called twice, the newer reason stands."""
+    def block(self, cause: Cause, reason: str) -> bool:
+        """Calls walk past from now on, for `reason` (a few words for people). A newer reason of a cause replaces the
+        older. Returns whether it was available before."""
+        self._blocks[cause] = reason
+        flipped = self.available
         self.available = False
-        self.reason = reason
+        if flipped:
+            self.notify(self)
+        return flipped
 
-    def mark_up(self) -> None:
-        """Calls are given to it again. Nothing changes if it was available."""
-        self.available = True
-        self.reason = ""
+    def unblock(self, cause: Cause) -> bool:
+        """`cause` has nothing against it any more; nothing changes if it had not. Returns whether this made it
+        available."""
+        self._blocks.pop(cause, None)
+        flipped = not self.available and not self._blocks
+        if flipped:
+            self.available = True
+            self.notify(self)
+        return flipped
+
+    def blocked_by(self, cause: Cause) -> bool:
+        """Whether `cause` is among those that say no."""
+        return cause in self._blocks
+
+    @property
+    def reason(self) -> str:
+        """Why it is not available, for people; empty while it is."""
+        return ", ".join(self._blocks.values())
+
+    @property
+    def may_be_tried(self) -> bool:
+        """Not known to be unreachable: worth a try when nobody is available."""
+        return Cause.CONNECT not in self._blocks
 
     def __repr__(self) -> str:
         return f"Endpoint({self.id!r}, {str(self.address)!r})"
+
+
+def _nobody(_endpoint: Endpoint) -> None:
+    """Nobody wants to know."""

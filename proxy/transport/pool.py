@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 
-from proxy.cluster.endpoint import Endpoint
+from proxy.cluster.endpoint import Cause, Endpoint
 from proxy.forwarding.call import Call
 from proxy.forwarding.retry import Outcome
 from proxy.grpc_wire.status import Status
@@ -131,9 +131,9 @@ class UpstreamPool:
         self._failures = 0
         connection.opened_at = self._reactor.now()
         self.connections.append(connection)
-        if not self.endpoint.available:
+        if self.endpoint.blocked_by(Cause.CONNECT):
             log.info("%s is reachable again", self.endpoint.id)
-        self.endpoint.mark_up()
+        self.endpoint.unblock(Cause.CONNECT)
         self.dispatch()
         if self.waiting:
             self._grow()
@@ -201,9 +201,9 @@ class UpstreamPool:
         # Half fixed, half jitter: full jitter may be zero, and the next call would pay for the connect again.
         delay = ceiling * (0.5 + self._reactor.random() / 2)
         self._failures += 1
-        if self.endpoint.available:
+        if not self.endpoint.blocked_by(Cause.CONNECT):
             log.warning("%s (%s) is down: %s", self.endpoint.id, self.endpoint.address, why)
-        self.endpoint.mark_down(f"cannot connect: {why}")
+        self.endpoint.block(Cause.CONNECT, f"cannot connect: {why}")
         self._timer = self._reactor.call_later(delay, self._connect)
         parked, self.waiting = self.waiting, OrderedDict()
         for call in parked:

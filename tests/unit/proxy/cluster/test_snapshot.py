@@ -6,6 +6,7 @@ from proxy.balancing.hash_ring import HashRing
 from proxy.balancing.settings import RingSettings
 from proxy.cluster import snapshot as module
 from proxy.cluster.cluster import Cluster
+from proxy.cluster.endpoint import Cause
 from proxy.cluster.settings import EndpointSettings
 from proxy.cluster.snapshot import ClusterSnapshot
 
@@ -39,7 +40,7 @@ def test_candidates_begin_with_the_owner_and_name_everyone_once() -> None:
 def test_availability_changes_no_owner() -> None:
     snapshot = cluster(("A", 1.0), ("B", 1.0))
     before = [snapshot.owner(key) for key in KEYS]
-    snapshot.by_id["A"].mark_down("gone")
+    snapshot.by_id["A"].block(Cause.HEALTH, "gone")
     assert [snapshot.owner(key) for key in KEYS] == before
 
 
