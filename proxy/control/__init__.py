@@ -1,0 +1,1 @@
+"""Background services beside the data path: ordinary async code that watches the servers."""
