@@ -102,6 +102,10 @@ class Process:
             time.sleep(_POLL)
         raise BenchError(f"{self.name} was not ready on port {port} after {timeout:.0f} s: {self._last_words()}")
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal. Does nothing for one that has ended."""
+        self._popen.send_signal(number)
+
     def check_alive(self) -> None:
         """BenchError with its last output if it has ended."""
         if self._popen.poll() is not None:

@@ -12,10 +12,13 @@ import uvloop
 
 from proxy.cluster.address import Address
 from proxy.cluster.cluster import Cluster
+from proxy.cluster.outlier import OutlierDetector, OutlierSettings
 from proxy.errors import ConfigError
 from proxy.forwarding.deadlines import DeadlineWheel
+from proxy.forwarding.failback import DisplacedChats
 from proxy.forwarding.forwarder import Forwarder
 from proxy.forwarding.headers import RequestHeads
+from proxy.forwarding.own_health import OwnHealth
 from proxy.forwarding.routes import RouteTable
 from proxy.http2 import Limits, Outbox
 from proxy.settings import Settings
@@ -51,6 +54,38 @@ class DeadlineTimer:
             self._handle.cancel()
 
 
+class OutlierSweeper:
+    """Calls the detector's clockwork: ejections that are over, comparisons at the end of an interval."""
+
+    EVERY = 1.0  # seconds
+
+    def __init__(self, detector: OutlierDetector, settings: OutlierSettings, reactor: Reactor) -> None:
+        self._detector = detector
+        self._interval = settings.interval
+        self._reactor = reactor
+        self._compared = 0.0
+        self._timer: Handle | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._compared = self._reactor.now()
+        self._timer = self._reactor.call_later(self.EVERY, self._sweep)
+
+    def _sweep(self) -> None:
+        now = self._reactor.now()
+        for endpoint in self._detector.sweep(now):
+            log.info("%s: the time of its ejection is over", endpoint.id)
+        if now - self._compared >= self._interval:
+            self._compared = now
+            self._detector.compare(now)
+        self._timer = self._reactor.call_later(self.EVERY, self._sweep)
+
+    def stop(self) -> None:
+        """End. Nothing happens if it was not started."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
 def request_ids(reactor: Reactor) -> Iterator[bytes]:
     """Unique ids: 64 bits of chance for this process, then a number."""
     prefix = b"%016x-" % int(reactor.random() * 2**64)
@@ -73,18 +108,27 @@ class Proxy:
             for endpoint in self.cluster.snapshot
         }
         self._deadlines = DeadlineTimer(reactor)
-        self.forwarder = Forwarder(
-            now=reactor.now,
-            call_later=reactor.call_later,
-            cluster=self.cluster,
-            pools=self.pools,
-            heads=RequestHeads(RouteTable(settings.routes)),
-            deadlines=self._deadlines.wheel,
-            retry=settings.retry,
-            request_ids=request_ids(reactor),
-            max_first_message=settings.listener.max_first_message,
-        )
         listener = settings.listener
+        snapshot = self.cluster.snapshot
+        self.detector = OutlierDetector(settings.outlier, snapshot)
+        self._sweeper = OutlierSweeper(self.detector, settings.outlier, reactor)
+        self.own_health = OwnHealth(lambda: any(endpoint.available for endpoint in snapshot))
+        for endpoint in snapshot:
+            endpoint.notify = lambda _endpoint: self.own_health.update()
+        self.forwarder = Forwarder(
+            reactor,
+            self.cluster,
+            self.pools,
+            RequestHeads(RouteTable(settings.routes), own_health=listener.health == "own"),
+            self._deadlines.wheel,
+            self.detector,
+            DisplacedChats(settings.failback),
+            self.own_health,
+            retry=settings.retry,
+            limits=settings.limits,
+            max_first_message=listener.max_first_message,
+            request_ids=request_ids(reactor),
+        )
         from_client = Limits(
             listener.max_concurrent_streams,
             listener.stream_window,
@@ -100,12 +144,18 @@ class Proxy:
             opened = await self.listener.open(address)
         except OSError as error:
             raise ConfigError([f"listener.address: cannot listen on {address}: {reason(error)}"]) from error
+        self.start_watching()
+        return opened
+
+    def start_watching(self) -> None:
+        """Connect to the endpoints, and begin to watch them."""
         for pool in self.pools.values():
             pool.start()
-        return opened
+        self._sweeper.start()
 
     async def stop(self) -> int:
         """Finish the running calls within the grace and close everything. Returns how many calls were cut off."""
+        self.own_health.drain()
         cut_off = await self.listener.drain(self._settings.listener.drain_grace)
         self.close()
         return cut_off
@@ -113,6 +163,7 @@ class Proxy:
     def close(self) -> None:
         """Close the connections to the endpoints at once."""
         self._deadlines.cancel()
+        self._sweeper.stop()
         for pool in self.pools.values():
             pool.close()
 

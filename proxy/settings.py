@@ -18,10 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from proxy.balancing.settings import RingSettings
+from proxy.cluster.outlier import OutlierSettings
 from proxy.cluster.settings import EndpointSettings
 from proxy.config_problems import key_path, problems_of, shown, unknown_key
+from proxy.control.settings import HealthSettings
 from proxy.errors import ConfigError
-from proxy.forwarding.settings import RetrySettings, RouteSettings
+from proxy.forwarding.failback import FailbackSettings
+from proxy.forwarding.settings import LimitSettings, RetrySettings, RouteSettings
 from proxy.transport.settings import ListenerSettings, UpstreamSettings
 
 if TYPE_CHECKING:
@@ -45,7 +48,11 @@ class Settings(BaseModel):
     endpoints: tuple[EndpointSettings, ...] = Field(min_length=1)
     routes: tuple[RouteSettings, ...] = ()
     retry: RetrySettings = RetrySettings()
+    failback: FailbackSettings = FailbackSettings()
+    limits: LimitSettings = LimitSettings()
+    outlier: OutlierSettings = OutlierSettings()
     upstream: UpstreamSettings = UpstreamSettings()
+    health: HealthSettings = HealthSettings()
 
     @field_validator("endpoints")
     @classmethod

@@ -11,6 +11,31 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Resilience:
+    """What a peer is to do about failing backends, which here serve grpc.health.v1: the same numbers for all.
+
+    They are DistriChat's defaults (`[health]` in config/proxy.toml) where it has one. A peer without such a thing does
+    the nearest it can, and its module says what.
+    """
+
+    repeatable: str
+    """The path of the method whose calls may run twice; all others may not."""
+    interval: float = 2.0
+    """Seconds between two health checks of a backend."""
+    timeout: float = 1.0
+    """Seconds a health check may take."""
+    unhealthy_threshold: int = 3
+    """Failed checks in a row that take a backend out."""
+    healthy_threshold: int = 2
+    """Good checks in a row that take it back in."""
+    connect_timeout: float = 1.0
+    per_try_timeout: float = 1.0
+    """Seconds a backend has to answer a repeatable call before it is tried on another one."""
+    attempts: int = 3
+    """Backends that a call is offered to."""
+
+
+@dataclass(frozen=True)
 class Setup:
     """What a peer is to do in one benchmark: all of it is given, a peer chooses nothing."""
 
@@ -22,6 +47,8 @@ class Setup:
     """`host:port` of each."""
     method: str
     """The path of the calls: the chat id in field 1 of the request decides the backend."""
+    resilience: Resilience | None = None
+    """None: the backends never fail, and have no health service. Then nothing of the kind may cost CPU."""
 
 
 @dataclass(frozen=True)
@@ -43,3 +70,7 @@ class Peer:
     """For a proxy that cannot read messages: the header that must carry the chat id. Only its own calls carry it."""
     packages: tuple[str, ...] = field(default=())
     """Python distributions whose versions belong into the report."""
+    version: Callable[[], str] | None = None
+    """What a program that is no Python distribution says its version is. Raises UsageError like `command`."""
+    settings: str = ""
+    """For the fault benchmark's report: its resilience in a sentence or two, in its own settings' names."""

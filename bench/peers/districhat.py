@@ -18,12 +18,21 @@ def _command(setup: Setup) -> list[str]:
 
 
 def configuration(setup: Setup) -> str:
-    """Defaults, plus a route for the benchmark's method that does what the built-in one of PostMessage does."""
+    """Defaults, plus a route for the benchmark's method that does what the built-in one of PostMessage does.
+
+    With `Resilience` the method has no limit of time, and its repeatable sister says so. Health checks, outlier
+    detection and retries are the defaults.
+    """
     endpoints = "".join(
         f'\n[[endpoints]]\nid = "bench-{number}"\naddress = "{address}"\n'
         for number, address in enumerate(setup.backends, 1)
     )
-    route = f'\n[[routes]]\nmethod = "{setup.method}"\nkey = {{ field = "1" }}\ntimeout = 10.0\n'
+    route = f'\n[[routes]]\nmethod = "{setup.method}"\nkey = {{ field = "1" }}\n'
+    if wanted := setup.resilience:
+        repeatable = f'method = "{wanted.repeatable}"\nkey = {{ field = "1" }}\nidempotency_key = true\n'
+        route = f"\n[[routes]]\n{repeatable}per_try_timeout = {wanted.per_try_timeout}\n{route}"
+    else:
+        route += "timeout = 10.0\n"
     return f'[listener]\naddress = "127.0.0.1:{setup.port}"\n{endpoints}{route}'
 
 
@@ -34,4 +43,5 @@ PEER = Peer(
     calls=40_000,
     ready=" ready on ",
     packages=("districhat", "ngh2", "uvloop"),
+    settings="defaults; `idempotency_key = true` and `per_try_timeout` on the repeatable method",
 )

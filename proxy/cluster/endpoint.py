@@ -42,7 +42,8 @@ class Endpoint:
 
     def block(self, cause: Cause, reason: str) -> bool:
         """Calls walk past from now on, for `reason` (a few words for people). A newer reason of a cause replaces the
-        older. Returns whether it was available before."""
+        older. Returns whether it was available before.
+        """
         self._blocks[cause] = reason
         flipped = self.available
         self.available = False
@@ -52,7 +53,8 @@ class Endpoint:
 
     def unblock(self, cause: Cause) -> bool:
         """`cause` has nothing against it any more; nothing changes if it had not. Returns whether this made it
-        available."""
+        available.
+        """
         self._blocks.pop(cause, None)
         flipped = not self.available and not self._blocks
         if flipped:

@@ -18,10 +18,12 @@ class EndpointSettings(BaseModel):
     """`host:port`; an IPv6 host in brackets."""
     weight: float = Field(default=1.0, gt=0, le=1000, allow_inf_nan=False)
     """Share of the ring relative to the others; `ring.virtual_nodes` x weight points."""
+    check_address: str | None = None
+    """`host:port` that is asked about its health. None: the address itself."""
 
-    @field_validator("address")
+    @field_validator("address", "check_address")
     @classmethod
-    def _is_an_address(cls, value: str) -> str:
-        if Address.parse(value).port == 0:
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value is not None and Address.parse(value).port == 0:
             raise ValueError(f"a server needs its real port, got {value!r}")
         return value

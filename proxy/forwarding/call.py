@@ -5,7 +5,7 @@ Rules of this file:
 1. A call is the only object made per call. It has no task, future or timer of its own; connections call its methods.
 2. `up` says where the request goes: while it is None, request bytes wait in `buffer`, and nothing else does.
 3. The first response headers commit the call to its server: `buffer` is dropped. Until then a failed attempt may be
-   replayed on the next server, if `retry.may_move` says so.
+   replayed on the next server, if `Walk.may_move` says so.
 4. Bytes are owed to their sender (`request_unacked`, `response_unacked`) until the other side's engine has sent them;
    the connections settle that after each flush. A call that ends early pays at once.
 5. A call ends exactly once, in `_end`.
@@ -13,8 +13,7 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from proxy.cluster.endpoint import Endpoint
 from proxy.cluster.snapshot import ClusterSnapshot
@@ -22,13 +21,16 @@ from proxy.forwarding.deadlines import Timed
 from proxy.forwarding.headers import (
     GRPC_TIMEOUT,
     PREVIOUS_ATTEMPTS,
+    PUSHBACK,
     REQUEST_ID,
     Headers,
     RequestHead,
+    grpc_status,
     read_refusal,
 )
 from proxy.forwarding.peers import Downstream, Upstream
-from proxy.forwarding.retry import UNPROCESSED, Outcome, RetryClass, classify
+from proxy.forwarding.retry import Outcome
+from proxy.forwarding.walk import Walk
 from proxy.grpc_wire.errors import CallRejected
 from proxy.grpc_wire.fields import ABSENT, PENDING
 from proxy.grpc_wire.message import FirstMessage, find_key
@@ -39,19 +41,18 @@ from proxy.http2 import ErrorCode, NeverIndexedHeader, StreamUnavailableError
 if TYPE_CHECKING:
     from proxy.forwarding.forwarder import Forwarder
 
-ACCEPT_ENCODING = (b"grpc-accept-encoding", b"identity,deflate,gzip")
+ACCEPT_ENCODING: Final = (b"grpc-accept-encoding", b"identity,deflate,gzip")
+RESPONSE_HEADERS: Final = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+UNAVAILABLE: Final = b"14"
 
 
 class Call:
     """One call. Made by the downstream connection when request headers arrive, followed by `start`."""
 
     __slots__ = (
-        "answer",
-        "attempts",
         "bucket",
         "buffer",
         "buffered",
-        "candidates",
         "client_timeout",
         "deadline",
         "done",
@@ -60,24 +61,21 @@ class Call:
         "first_message",
         "forwarder",
         "head",
-        "history",
+        "kept",
         "key",
-        "repeating",
-        "repeats",
         "request_ended",
         "request_id",
         "request_unacked",
         "response_started",
         "response_unacked",
-        "resubmissions",
         "routed",
         "sid",
         "snapshot",
         "started",
         "try_timer",
-        "unprocessed",
         "up",
         "up_sid",
+        "walk",
     )
 
     def __init__(
@@ -94,35 +92,25 @@ class Call:
         self.bucket: set[Timed] | None = None
         """Where the deadline wheel holds it."""
 
+        self.routed = False
+        """The key is known, or known to be missing."""
+        self.key = b""
+        self.snapshot: ClusterSnapshot | None = None
+        self.first_message: FirstMessage | None = None
         self.up: Upstream | None = None
         self.up_sid = 0
         self.endpoint: Endpoint | None = None
-        self.candidates: Iterator[Endpoint] | None = None
-        """The servers still to be offered the call; None: those of `snapshot` for `key`, not asked for yet."""
-        self.snapshot: ClusterSnapshot | None = None
-        self.key = b""
-        self.attempts = 0
-        self.resubmissions = 0
-        """How often it was given to the same server once more, which was never at fault for that."""
-        self.unprocessed = 0
-        """Servers that left it unprocessed, at no charge."""
-        self.repeats = 0
-        """Servers that may have run it, before the one it is with."""
-        self.repeating = False
-        """Holds a place in the retry budget."""
-        self.answer: Headers | None = None
-        """What a server answered before the call was tried again: the client's, if no other server takes the call."""
+        """The server that has been given the call, attached or parked."""
+        self.walk: Walk | None = None
+        """The way along the ring, once the first choice has failed."""
         self.try_timer: TryTimer | None = None
         self.request_id = b""
-        self.history: list[tuple[str, str]] | None = None
-        """(server id, why it could not take the call), once there is one."""
 
-        self.routed = False
-        """The key is known, or known to be missing."""
-        self.first_message: FirstMessage | None = None
         self.buffer: list[bytes] | None = []
         """All of the request body so far; None once it cannot be sent again."""
         self.buffered = 0
+        self.kept = 0
+        """Bytes of it that count against the total of all calls."""
         self.request_ended = False
         self.response_started = False
         self.done = False
@@ -140,12 +128,15 @@ class Call:
         if head.rejection:
             self._reply(head.rejection)
             return
+        if forwarder.active > forwarder.max_calls:
+            self._turn_away(Status.UNAVAILABLE, f"the proxy has {forwarder.max_calls} calls under way")
+            return
         timeout = head.route.timeout
         if self.client_timeout is not None:
             try:
                 wanted = parse_timeout(self.client_timeout)
             except InvalidTimeout as error:
-                self._refuse(Status.INVALID_ARGUMENT, str(error))
+                self.refuse(Status.INVALID_ARGUMENT, str(error))
                 return
             if timeout is None or wanted < timeout:
                 timeout = wanted
@@ -154,7 +145,7 @@ class Call:
         if timeout is not None:
             self.started = now = forwarder.now()
             if not timeout:
-                self._refuse(Status.DEADLINE_EXCEEDED, "the deadline had passed when the call arrived")
+                self.refuse(Status.DEADLINE_EXCEEDED, "the deadline had passed when the call arrived")
                 return
             self.deadline = now + timeout
             self.bucket = forwarder.deadlines.add(self, self.deadline)
@@ -229,57 +220,87 @@ class Call:
         """Offer the call to the server that `key` names; an empty key names none."""
         self.routed = True
         self.first_message = None
-        route = self.head.route
-        snapshot = self.forwarder.cluster.snapshot
-        if route.by_id:
-            named = snapshot.by_id.get(key.decode("utf-8", "replace"))
-            self.candidates = snapshot.least_loaded() if named is None else iter((named,))
-        elif key:
-            owner = snapshot.owner(key)
+        forwarder = self.forwarder
+        snapshot = self.snapshot = forwarder.cluster.snapshot
+        head = self.head
+        route = head.route
+        if key and not route.by_id and head.health is None:
             self.key = key
-            self.snapshot = snapshot
-            if owner.available:
-                self._offer(owner)
+            if forwarder.calls_by_chat is not None and self._chat_is_full(forwarder.calls_by_chat, key):
                 return
-        elif route.reject_missing:
-            self._refuse(Status.INVALID_ARGUMENT, f"the call has no key, and the route {route.method!r} demands one")
+            detector = forwarder.detector
+            if detector.quarantined and self._is_quarantined():
+                return
+            displaced = forwarder.displaced
+            first = displaced.find(key, forwarder.now()) if displaced.chats else None
+            if first is None:
+                first = snapshot.owner(key)
+            if first.available:
+                self._offer(first)
+                return
+            self.walk = Walk(forwarder, snapshot, snapshot.candidates(key))
+        elif head.health is not None and not key:
+            forwarder.own_health.serve(self, head.health)
+            return
+        elif route.by_id and (named := snapshot.by_id.get(key.decode("utf-8", "replace"))) is not None:
+            self.walk = Walk(forwarder, snapshot, iter((named,)))
+        elif route.reject_missing and not key:
+            self.refuse(Status.INVALID_ARGUMENT, f"the call has no key, and the route {route.method!r} demands one")
             return
         else:
-            self.candidates = snapshot.least_loaded()
-        self._offer_next()
+            self.walk = Walk(forwarder, snapshot, snapshot.least_loaded())
+        self._offer_next(self.walk)
 
     def _offer(self, endpoint: Endpoint) -> None:
         """Give the call to one server's pool, which attaches it to a connection, parks it, or fails the attempt."""
-        self.attempts += 1
+        forwarder = self.forwarder
+        if endpoint.active >= forwarder.max_calls_per_endpoint:
+            self._turn_away(Status.RESOURCE_EXHAUSTED, f"{endpoint.id} has {endpoint.active} calls under way")
+            return
         self.endpoint = endpoint
         endpoint.active += 1
-        self.forwarder.pools[endpoint].submit(self)
+        forwarder.pools[endpoint].submit(self)
 
-    def _offer_next(self) -> None:
-        """Walk to the next available server that the call was not offered to; with none left, the call fails."""
-        if self.candidates is None:
-            # Made only now: a call that its owner took has no use for the others.
-            assert self.snapshot is not None  # noqa: S101 - `_route` set both or the candidates
-            self.candidates = self.snapshot.candidates(self.key)
-        if self.attempts < self.forwarder.max_attempts:
-            offered = {server for server, _ in self.history or ()}
-            for endpoint in self.candidates:
-                if endpoint.id in offered:
-                    continue
-                if endpoint.available:
-                    self._offer(endpoint)
-                    return
-                self._note(endpoint, endpoint.reason)
-        if self.answer is not None:
-            self._reply(self.answer)
-            return
-        tried = "; ".join(f"{server}: {why}" for server, why in self.history or ())
-        self._refuse(Status.UNAVAILABLE, f"no server could take the call ({tried})")
+    def _offer_next(self, walk: Walk) -> None:
+        """Walk to the next server; with none left, the call fails."""
+        quarantined = self.forwarder.detector.quarantined.get(self.key)
+        endpoint = walk.next() if quarantined is None else None
+        if endpoint is not None:
+            self._offer(endpoint)
+        elif walk.answer is not None:
+            self._reply(walk.answer)
+        elif quarantined is None or not self._is_quarantined():
+            self.refuse(Status.UNAVAILABLE, f"no server could take the call ({walk.story()})")
 
-    def _note(self, endpoint: Endpoint, why: str) -> None:
-        if self.history is None:
-            self.history = []
-        self.history.append((endpoint.id, why))
+    def _walk(self) -> Walk:
+        """The way on from the first choice, which has failed."""
+        walk = self.walk
+        if walk is None:
+            snapshot = self.snapshot
+            assert snapshot is not None  # noqa: S101 - the first choice came from it
+            walk = self.walk = Walk(self.forwarder, snapshot, snapshot.candidates(self.key))
+        return walk
+
+    def _is_quarantined(self) -> bool:
+        """Whether the key is quarantined; then the call has been answered."""
+        seconds = self.forwarder.detector.quarantined_for(self.key, self.forwarder.now())
+        if not seconds:
+            return False
+        why = f"this chat failed on two servers in a row and is quarantined for {seconds:.0f} s"
+        # A negative pushback: the client shall not try again (gRFC A6).
+        self._reply([*trailers_only(Status.UNAVAILABLE, why), (PUSHBACK, b"-1")])
+        return True
+
+    def _chat_is_full(self, calls: dict[bytes, int], key: bytes) -> bool:
+        """Count the call to its chat, or answer it if the chat has all the calls it may have."""
+        limit = self.forwarder.limits.max_calls_per_chat
+        under_way = calls.get(key, 0)
+        if under_way >= limit:
+            self.key = b""  # not counted, so not to be given back
+            self._turn_away(Status.RESOURCE_EXHAUSTED, f"this chat has {limit} calls under way")
+            return True
+        calls[key] = under_way + 1
+        return False
 
     # From the pool and the upstream connection.
 
@@ -309,121 +330,146 @@ class Call:
         if not up.dirty:
             up.mark_dirty()
 
-    def attempt_failed(self, outcome: Outcome, why: str, status: Status = Status.UNAVAILABLE) -> None:
-        """The server did not answer: `why`, for people. Moves on to the next server if the call cannot have run, else
-        ends the call with `status`. The upstream stream is gone already.
+    def attempt_failed(
+        self, outcome: Outcome, why: str, status: Status = Status.UNAVAILABLE, *, blame: bool = False
+    ) -> None:
+        """The server did not answer: `why`, for people. Moves on to the next server if it may, else ends the call with
+        `status`. The upstream stream is gone already. `blame`: it counts as a failure of the server.
         """
         endpoint = self.endpoint
         assert endpoint is not None  # noqa: S101 - there was an attempt
+        detector = self.forwarder.detector
+        if outcome is Outcome.LOST:
+            detector.lost(endpoint, self.key, self.forwarder.now())
+        if blame:
+            detector.failed(endpoint, self.key, self.forwarder.now())
         if self.response_started:
-            self._refuse(status, f"{endpoint.id}: {why}")
+            self.refuse(status, f"{endpoint.id}: {why}")
+            return
+        if outcome is Outcome.OVERLOADED:
+            self._turn_away(status, f"{endpoint.id}: {why}")
             return
         if outcome is Outcome.UNPROCESSED and self.resubmit(1):
             # Its GOAWAY may only mean a new connection (nginx after 1,000 requests): the chat stays with its server.
             self.forwarder.pools[endpoint].submit(self)
             return
-        self._leave_server(endpoint, why)
-        if self._may_move(outcome):
-            self._offer_next()
+        walk = self._leave(endpoint, why)
+        if self.buffer is not None and walk.may_move(outcome, self.head):
+            self._offer_next(walk)
         else:
-            self._refuse(status, f"{endpoint.id}: {why}")
-
-    def _may_move(self, outcome: Outcome) -> bool:
-        """Whether the call may be offered to another server; takes from the budget if that costs."""
-        retry_class = classify(outcome, self.unprocessed)
-        if self.buffer is None or retry_class is RetryClass.NEVER:
-            return False
-        if retry_class is RetryClass.TRANSPARENT:
-            self.unprocessed += outcome in UNPROCESSED
-            return True
-        forwarder = self.forwarder
-        if retry_class is RetryClass.PERMITTED:
-            head = self.head
-            if not head.route.repeatable:
-                return False
-            forwarder.budget.failed()
-            if head.previous_attempts + self.repeats >= forwarder.max_attempts:
-                return False
-        if not self.repeating:
-            if not forwarder.budget.take(forwarder.active):
-                return False
-            self.repeating = True
-        self.repeats += retry_class is RetryClass.PERMITTED
-        return True
-
-    def _answer_is_repeated(self, headers: Headers, *, end_stream: bool) -> bool:
-        """The server answered that it cannot serve the call now: leave it and try again, if all the rules allow."""
-        up = self.up
-        endpoint = self.endpoint
-        if up is None or endpoint is None or not self.head.route.repeatable:
-            return False
-        why, pushback = read_refusal(headers, server_is_stopping=up.draining)
-        if why is None or pushback is None or not self._may_move(Outcome.ANSWERED):
-            return False
-        up.calls.pop(self.up_sid)
-        if not (end_stream and self.request_ended):
-            up.reset(self.up_sid, ErrorCode.CANCEL)
-        self._leave_server(endpoint, why)
-        self.answer = headers if end_stream else None
-        if pushback:
-            self.forwarder.call_later(pushback, self._after_pushback)
-        else:
-            self._offer_next()
-        return True
-
-    def _after_pushback(self) -> None:
-        if not self.done:
-            self._offer_next()
-
-    def try_timed_out(self) -> None:
-        """The server did not begin its response within the route's `per_try_timeout`."""
-        up = self.up
-        endpoint = self.endpoint
-        self.try_timer = None
-        if up is None or endpoint is None or self.attempts >= self.forwarder.max_attempts:
-            return
-        if self._may_move(Outcome.TIMED_OUT):
-            up.calls.pop(self.up_sid)
-            up.reset(self.up_sid, ErrorCode.CANCEL)
-            self._leave_server(endpoint, f"did not answer within {self.head.route.per_try_timeout:g} s")
-            self._offer_next()
-
-    def _leave_server(self, endpoint: Endpoint, why: str) -> None:
-        endpoint.active -= 1
-        self.endpoint = None
-        self.up = None
-        self._stop_try()
-        self._note(endpoint, why)
-
-    def _stop_try(self) -> None:
-        if self.try_timer is not None:
-            self.try_timer.stop()
-            self.try_timer = None
+            self.refuse(status, f"{endpoint.id}: {why}")
 
     def resubmit(self, limit: int) -> bool:
         """Leave the connection that did not process the call, to be submitted to the same pool once more.
 
         Returns False, with nothing changed, if it cannot be sent again or has been `limit` times.
         """
-        if self.buffer is None or self.resubmissions >= limit:
+        walk = self._walk()
+        if self.buffer is None or walk.resubmissions >= limit:
             return False
-        self.resubmissions += 1
+        walk.resubmissions += 1
         self.up = None
         return True
+
+    def _leave(self, endpoint: Endpoint, why: str) -> Walk:
+        """Nothing more is expected of `endpoint`."""
+        walk = self._walk()
+        walk.leave(endpoint, why)
+        endpoint.active -= 1
+        self.endpoint = None
+        self.up = None
+        if self.try_timer is not None:
+            self._stop_try()
+        return walk
+
+    def _answer_is_repeated(self, headers: Headers, *, end_stream: bool) -> bool:
+        """The server answered that it cannot serve the call now: leave it and try again, if all the rules allow."""
+        up = self.up
+        endpoint = self.endpoint
+        if up is None or endpoint is None or self.buffer is None or not self.head.route.repeatable:
+            return False
+        why, pushback = read_refusal(headers, server_is_stopping=up.draining)
+        if why is None or pushback is None or not self._walk().may_move(Outcome.ANSWERED, self.head):
+            return False
+        self._report(headers)
+        up.calls.pop(self.up_sid)
+        if not (end_stream and self.request_ended):
+            up.reset(self.up_sid, ErrorCode.CANCEL)
+        walk = self._leave(endpoint, why)
+        walk.answer = headers if end_stream else None
+        if pushback:
+            self.forwarder.call_later(pushback, self._after_pushback)
+        else:
+            self._offer_next(walk)
+        return True
+
+    def _after_pushback(self) -> None:
+        if not self.done:
+            self._offer_next(self._walk())
+
+    def try_timed_out(self) -> None:
+        """The server did not begin its response within the route's `per_try_timeout`."""
+        up = self.up
+        endpoint = self.endpoint
+        self.try_timer = None
+        if up is None or endpoint is None or self.buffer is None:
+            return
+        walk = self._walk()
+        if len(walk.left) + 1 < self.forwarder.max_attempts and walk.may_move(Outcome.TIMED_OUT, self.head):
+            self.forwarder.detector.failed(endpoint, self.key, self.forwarder.now())
+            up.calls.pop(self.up_sid)
+            up.reset(self.up_sid, ErrorCode.CANCEL)
+            self._leave(endpoint, f"did not answer within {self.head.route.per_try_timeout:g} s")
+            self._offer_next(walk)
+
+    def _stop_try(self) -> None:
+        if self.try_timer is not None:
+            self.try_timer.stop()
+            self.try_timer = None
+
+    def _report(self, headers: Headers) -> None:
+        """Tell those who watch the servers how this one answered, by the headers with its status."""
+        status = grpc_status(headers)
+        forwarder = self.forwarder
+        detector = forwarder.detector
+        endpoint = self.endpoint
+        if endpoint is None:
+            return
+        if status == UNAVAILABLE:
+            detector.failed(endpoint, self.key, forwarder.now())
+        elif detector.troubled:
+            detector.succeeded(endpoint, self.key)
+        if status == b"0" and forwarder.budget.tokens < forwarder.budget.max_tokens:
+            forwarder.budget.succeeded()
+
+    def _settle_down(self) -> None:
+        """A server answers that the walk came to: the chat may stay with it."""
+        endpoint, snapshot = self.endpoint, self.snapshot
+        if not self.key or endpoint is None or snapshot is None:
+            return
+        if snapshot.owner(self.key) is endpoint:
+            self.forwarder.displaced.came_home(self.key)
+        else:
+            self.forwarder.displaced.served(self.key, endpoint, self.forwarder.now())
 
     def response_headers(self, headers: Headers, *, end_stream: bool) -> None:
         """The server's response begins (or, a trailers-only response, is all there)."""
         if (end_stream or headers[0][1] != b"200") and self._answer_is_repeated(headers, end_stream=end_stream):
             return
         self.buffer = None
+        if self.kept:
+            self._uncount()
         self.response_started = True
         if self.try_timer is not None:
             self._stop_try()
+        if self.walk is not None:
+            self._settle_down()
         down = self.down
         down.engine.send_response(self.sid, headers, end_stream=end_stream)
         if not down.dirty:
             down.mark_dirty()
         if end_stream:
+            self._report(headers)
             self._response_ended()
 
     def response_data(self, data: bytes, *, end_stream: bool) -> None:
@@ -444,6 +490,7 @@ class Call:
         down.engine.send_trailers(self.sid, headers)
         if not down.dirty:
             down.mark_dirty()
+        self._report(headers)
         self._response_ended()
 
     def broken(self) -> None:
@@ -456,7 +503,7 @@ class Call:
     def shut_down(self) -> None:
         """The proxy ends and cannot wait for this call."""
         self._abandon(ErrorCode.CANCEL)
-        self._refuse(Status.UNAVAILABLE, "the proxy is shutting down")
+        self.refuse(Status.UNAVAILABLE, "the proxy is shutting down")
 
     # From the clock.
 
@@ -464,7 +511,7 @@ class Call:
         """The time is over: free the server, answer the client."""
         self.bucket = None
         self._abandon(ErrorCode.CANCEL)
-        self._refuse(Status.DEADLINE_EXCEEDED, "deadline exceeded at the proxy")
+        self.refuse(Status.DEADLINE_EXCEEDED, "deadline exceeded at the proxy")
 
     # Ends.
 
@@ -476,12 +523,9 @@ class Call:
             up = self.up
             if up is not None:
                 up.reset(self.up_sid, ErrorCode.CANCEL)
-        budget = self.forwarder.budget
-        if budget.tokens < budget.max_tokens:
-            budget.succeeded()
         self._end()
 
-    def _refuse(self, status: Status, message: str) -> None:
+    def refuse(self, status: Status, message: str) -> None:
         """End the call with a status of our own."""
         if self.response_started:
             self.down.engine.send_trailers(self.sid, trailers(status, message))
@@ -491,6 +535,24 @@ class Call:
             self._end()
         else:
             self._reply(trailers_only(status, message))
+
+    def _turn_away(self, status: Status, message: str) -> None:
+        """End the call because there is too much to do, and tell the client when to come back."""
+        pushback = b"%d" % round(self.forwarder.limits.pushback * 1000)
+        self._reply([*trailers_only(status, message), (PUSHBACK, pushback)])
+
+    def respond(self, message: bytes, *, last: bool) -> None:
+        """Answer the call ourselves, with a length-prefixed message. `last`: and with OK."""
+        self.response_started = True
+        self.down.engine.send_response(self.sid, RESPONSE_HEADERS)
+        self.say(message)
+        if last:
+            self.refuse(Status.OK, "")
+
+    def say(self, message: bytes) -> None:
+        """One more message of an answer of ours."""
+        self.down.engine.send_data(self.sid, message)
+        self.down.mark_dirty()
 
     def _reply(self, headers: Headers | list[tuple[bytes, bytes]]) -> None:
         down = self.down
@@ -511,16 +573,14 @@ class Call:
             up.reset(self.up_sid, code)
         elif self.endpoint is not None:
             self.forwarder.pools[self.endpoint].forget(self)
+        else:
+            self.forwarder.own_health.forget(self)
 
     def _end(self) -> None:
         """The only end of a call."""
         self.done = True
         forwarder = self.forwarder
         forwarder.active -= 1
-        if self.repeating:
-            forwarder.budget.give_back()
-        if self.try_timer is not None:
-            self._stop_try()
         self.down.calls.pop(self.sid, None)
         if self.up is not None:
             self.up.calls.pop(self.up_sid, None)
@@ -531,6 +591,18 @@ class Call:
             self.bucket.discard(self)
             self.bucket = None
         self.buffer = None
+        if self.kept:
+            self._uncount()
+        if self.walk is not None:
+            self.walk.end()
+        if self.try_timer is not None:
+            self._stop_try()
+        calls = forwarder.calls_by_chat
+        if calls is not None and self.key:
+            if calls[self.key] > 1:
+                calls[self.key] -= 1
+            else:
+                del calls[self.key]
         if self.request_unacked:
             self.pay_request(self.request_unacked)
 
@@ -541,7 +613,8 @@ class Call:
         self.buffered += len(data)
         if self.buffer is not None:
             self.buffer.append(data)
-            self.trim_replay()
+            if self.buffered > self.forwarder.small_buffer:
+                self.trim_replay()
 
     def pay_request(self, amount: int) -> None:
         """The client gets credit for `amount` bytes."""
@@ -562,9 +635,18 @@ class Call:
                 up.mark_dirty()
 
     def trim_replay(self) -> None:
-        """The request has been written: drop what is too long to be kept for a replay."""
-        if self.buffered > self.forwarder.replay_buffer:
+        """The request has been written: keep it for a replay only as long as it is short enough, and there is room."""
+        forwarder = self.forwarder
+        retry = forwarder.retry
+        forwarder.kept += self.buffered - self.kept
+        self.kept = self.buffered
+        if self.buffered > retry.replay_buffer or forwarder.kept > retry.replay_buffer_total:
             self.buffer = None
+            self._uncount()
+
+    def _uncount(self) -> None:
+        self.forwarder.kept -= self.kept
+        self.kept = 0
 
     def _request_headers(self) -> Headers:
         head = self.head
@@ -583,8 +665,8 @@ class Call:
             if not self.request_id:
                 self.request_id = next(self.forwarder.request_ids)
             headers = (*headers, NeverIndexedHeader(REQUEST_ID, self.request_id))
-        if self.repeats:
-            attempts = b"%d" % (head.previous_attempts + self.repeats)
+        if self.walk is not None and self.walk.repeats:
+            attempts = b"%d" % (head.previous_attempts + self.walk.repeats)
             headers = (*(each for each in headers if each[0] != PREVIOUS_ATTEMPTS), (PREVIOUS_ATTEMPTS, attempts))
         return headers
 

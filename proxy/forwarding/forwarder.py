@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.cluster.cluster import Cluster
 from proxy.cluster.endpoint import Endpoint
+from proxy.cluster.outlier import OutlierDetector
 from proxy.forwarding.deadlines import DeadlineWheel
+from proxy.forwarding.failback import DisplacedChats
 from proxy.forwarding.headers import RequestHeads
+from proxy.forwarding.own_health import OwnHealth
 from proxy.forwarding.retry import RetryBudget
-from proxy.forwarding.settings import RetrySettings
+from proxy.forwarding.settings import LimitSettings, RetrySettings
 
 if TYPE_CHECKING:
     from proxy.forwarding.call import Call
+
+
+SMALL: Final = 4096
+"""Bytes of a replay buffer that are not counted against the total: the limit of calls bounds those."""
 
 
 class Pool(Protocol):
@@ -26,51 +33,81 @@ class Pool(Protocol):
         """Drop a parked call. Nothing happens if it is not parked."""
 
 
-class Forwarder:
-    """The context of every call: cluster, pools, memo of headers, deadlines, limits.
+class Shell(Protocol):
+    """What calls need of the world outside."""
 
-    `now()` is the shell's clock in seconds; it may stand still during one pass of the event loop. `call_later(delay,
-    callback)` runs a callback `delay` seconds from now; `request_ids` gives a new unique one each time.
-    """
+    def now(self) -> float:
+        """Seconds on a clock that never goes back; it may stand still during one pass of the event loop."""
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> object:
+        """Run `callback` `delay` seconds from now."""
+
+
+class Forwarder:
+    """The context of every call. `request_ids` gives a new unique one each time."""
 
     __slots__ = (
         "active",
         "budget",
         "call_later",
+        "calls_by_chat",
         "cluster",
         "deadlines",
+        "detector",
+        "displaced",
         "heads",
+        "kept",
+        "limits",
         "max_attempts",
+        "max_calls",
+        "max_calls_per_endpoint",
         "max_first_message",
         "now",
+        "own_health",
         "pools",
-        "replay_buffer",
         "request_ids",
+        "retry",
+        "small_buffer",
     )
 
     def __init__(
         self,
-        *,
-        now: Callable[[], float],
-        call_later: Callable[[float, Callable[[], None]], object],
+        shell: Shell,
         cluster: Cluster,
         pools: Mapping[Endpoint, Pool],
         heads: RequestHeads,
         deadlines: DeadlineWheel,
+        detector: OutlierDetector,
+        displaced: DisplacedChats,
+        own_health: OwnHealth,
+        *,
         retry: RetrySettings,
-        request_ids: Iterator[bytes],
+        limits: LimitSettings,
         max_first_message: int,
+        request_ids: Iterator[bytes],
     ) -> None:
-        self.now = now
-        self.call_later = call_later
+        self.now = shell.now
+        self.call_later = shell.call_later
         self.cluster = cluster
         self.pools = pools
         self.heads = heads
         self.deadlines = deadlines
+        self.detector = detector
+        self.displaced = displaced
+        self.own_health = own_health
+        self.retry = retry
+        self.limits = limits
+        self.max_first_message = max_first_message
         self.request_ids = request_ids
         self.budget = RetryBudget(retry)
         self.active = 0
         """Calls under way."""
+        self.calls_by_chat: dict[bytes, int] | None = {} if limits.max_calls_per_chat else None
+        """Key -> calls under way, if that is limited."""
+        self.kept = 0
+        """Bytes in the larger replay buffers."""
+        # Copies of what every call asks for: an attribute less to look up.
+        self.small_buffer = min(SMALL, retry.replay_buffer)
         self.max_attempts = retry.max_attempts
-        self.replay_buffer = retry.replay_buffer
-        self.max_first_message = max_first_message
+        self.max_calls = limits.max_calls
+        self.max_calls_per_endpoint = limits.max_calls_per_endpoint

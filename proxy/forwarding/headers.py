@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from proxy.forwarding.routes import Route, RouteTable
+from proxy.forwarding.settings import KeySource, RouteSettings
 from proxy.grpc_wire.status import Status, trailers_only
 from proxy.grpc_wire.timeout import format_timeout
 from proxy.http2 import Header
@@ -26,6 +27,10 @@ MAX_MEMO_LIST: Final = 2048
 
 Headers = tuple[Header, ...]
 
+HEALTH_PREFIX: Final = "/grpc.health.v1.Health/"
+HEALTH_ROUTE: Final = Route(RouteSettings(method=HEALTH_PREFIX + "*", key=KeySource(field="1")))
+"""HealthCheckRequest { string service = 1; }: the "key" is the name of the service, and only looked at."""
+
 
 class RequestHead:
     """What a header list means for the call that carries it."""
@@ -33,6 +38,7 @@ class RequestHead:
     __slots__ = (
         "encoding",
         "headers",
+        "health",
         "key",
         "previous_attempts",
         "rejection",
@@ -51,6 +57,8 @@ class RequestHead:
         """The key, on a route that takes it from metadata; empty if it is not there."""
         self.rejection = rejection
         """If not empty: answer with these headers and END_STREAM instead of forwarding."""
+        self.health: str | None = None
+        """The method, if this is `grpc.health.v1.Health` and the proxy answers for itself."""
         self.wants_request_id = route.with_id and REQUEST_ID not in fields
         attempts = fields.get(PREVIOUS_ATTEMPTS, b"")
         self.previous_attempts = int(attempts) if attempts.isdigit() and len(attempts) < 9 else 0
@@ -64,10 +72,12 @@ class RequestHead:
 class RequestHeads:
     """The memo of header lists, on top of the rules that fill it."""
 
-    __slots__ = ("_memo", "_routes")
+    __slots__ = ("_memo", "_own_health", "_routes")
 
-    def __init__(self, routes: RouteTable) -> None:
+    def __init__(self, routes: RouteTable, *, own_health: bool) -> None:
+        """`own_health`: the proxy answers `grpc.health.v1.Health` itself for the empty service name."""
         self._routes = routes
+        self._own_health = own_health
         self._memo: dict[Headers, RequestHead] = {}
 
     def known(self, headers: Headers) -> RequestHead | None:
@@ -93,7 +103,11 @@ class RequestHeads:
         forwarded = tuple(
             header for header in headers if not header[0].startswith(INTERNAL_PREFIX) and header[0] != GRPC_TIMEOUT
         )
-        return RequestHead(forwarded, route, fields, _rejection(fields, path))
+        if not (self._own_health and path.startswith(HEALTH_PREFIX)):
+            return RequestHead(forwarded, route, fields, _rejection(fields, path))
+        head = RequestHead(forwarded, HEALTH_ROUTE, fields, _rejection(fields, path))
+        head.health = path[len(HEALTH_PREFIX) :]
+        return head
 
 
 def _rejection(fields: dict[bytes, bytes], path: str) -> Headers:
@@ -116,6 +130,14 @@ _TRY_AGAIN = {
     b"14": "UNAVAILABLE",
 }
 _HTTP_TRY_AGAIN = frozenset({b"502", b"503", b"504"})
+
+
+def grpc_status(headers: Headers) -> bytes | None:
+    """The value of `grpc-status`, if it is there."""
+    for name, value in headers:
+        if name == b"grpc-status":
+            return value
+    return None
 
 
 def read_refusal(headers: Headers, *, server_is_stopping: bool) -> tuple[str | None, float | None]:

@@ -125,3 +125,20 @@ class RetrySettings(BaseModel):
     """Size of the bucket that each failure takes a token from; below half, nothing is repeated (gRFC A6)."""
     token_ratio: float = Field(default=0.1, gt=0, le=1)
     """Tokens that each success puts back."""
+    panic: Literal["try_all", "fail_fast"] = "try_all"
+    """When no server at all is available: offer calls to those that are only ejected or unhealthy, or fail at once."""
+
+
+class LimitSettings(BaseModel):
+    """`[limits]`: how much is taken on at all. A call beyond a limit is refused at once."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_calls: int = Field(default=100_000, ge=1)
+    """Calls under way in this proxy; more fail with UNAVAILABLE."""
+    max_calls_per_endpoint: int = Field(default=10_000, ge=1)
+    """Calls that one server has or that wait for it; more fail with RESOURCE_EXHAUSTED: no chat moves for that."""
+    max_calls_per_chat: int = Field(default=0, ge=0)
+    """Calls under way with the same key; more fail with RESOURCE_EXHAUSTED. 0: no limit."""
+    pushback: float = Field(default=1.0, ge=0, le=3600)
+    """Seconds that a refused client is told to wait before it tries again (`grpc-retry-pushback-ms`, gRFC A6)."""

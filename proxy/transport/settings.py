@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -27,6 +27,8 @@ class ListenerSettings(BaseModel):
     max_first_message: int = Field(default=4_194_304, ge=1024, le=268_435_456)
     """Bytes of a first message that are searched for the key, compressed or not. Larger messages pass if the key
     comes earlier."""
+    health: Literal["own", "forward"] = "own"
+    """Who answers `grpc.health.v1.Health` for the empty service name: the proxy for itself, or a server."""
     drain_grace: float = Field(default=30.0, ge=0, allow_inf_nan=False)
     """Seconds that running calls get to finish after SIGTERM."""
 

@@ -89,11 +89,13 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
             if call.up is self and call.request_unacked:
                 call.pay_request(call.request_unacked)
         calls, self.calls = self.calls, {}
+        blame = True
         for sid, call in calls.items():
             if sid > self.flushed_sid:
                 call.attempt_failed(Outcome.NOT_SENT, why)
             else:
-                call.attempt_failed(Outcome.LOST, f"{why}, before it answered; the call may have run")
+                call.attempt_failed(Outcome.LOST, f"{why}, before it answered; the call may have run", blame=blame)
+                blame = False  # one lost connection is one failure, however many calls were on it
 
     # Events of the engine.
 
@@ -145,7 +147,9 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
             elif code == ErrorCode.REFUSED_STREAM:
                 call.attempt_failed(Outcome.REFUSED, "refused the call (REFUSED_STREAM)")
             else:
-                call.attempt_failed(Outcome.RESET, f"reset the call ({code_name(code)})", from_rst_code(code))
+                blame = code not in (ErrorCode.NO_ERROR, ErrorCode.CANCEL)
+                why = f"reset the call ({code_name(code)})"
+                call.attempt_failed(Outcome.RESET, why, from_rst_code(code), blame=blame)
         if self.pool.waiting:
             self.pool.dispatch()
 
@@ -195,7 +199,7 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
                 call.pay_request(left)
             if queued:
                 self.owed.append(call)
-            elif call.buffer is not None:
+            elif call.buffered > call.forwarder.small_buffer and call.buffer is not None:
                 call.trim_replay()
 
 

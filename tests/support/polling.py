@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds until a condition that does not come fails the test: generous, as a passing test never waits for it."""
 _INTERVAL = 0.01
 

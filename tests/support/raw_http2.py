@@ -79,6 +79,8 @@ class RawConnection(asyncio.Protocol):
         self.pinged_before_goaway = False
         """The peer's first PING came before its first GOAWAY."""
         self.closed = asyncio.Event()
+        self.on_made: Callable[[], None] = lambda: None
+        """Called when the connection stands."""
         self._on_event = on_event
         self._changed = asyncio.Event()
         self._transport: asyncio.Transport | None = None
@@ -98,6 +100,7 @@ class RawConnection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self.h2.initiate_connection()
         self.flush()
+        self.on_made()
 
     def data_received(self, data: bytes) -> None:
         """Note what comes."""
@@ -290,7 +293,7 @@ async def raw_server(
 
     def accept() -> RawConnection:
         connection = (RawConnection if speaks else _Mute)(client=False, on_event=on_event, settings=settings)
-        server.connections.append(connection)
+        connection.on_made = lambda: server.connections.append(connection)
         return connection
 
     listener = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
@@ -307,6 +310,7 @@ async def raw_server(
 class _Mute(RawConnection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self.on_made()
 
     def data_received(self, data: bytes) -> None:
         pass

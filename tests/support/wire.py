@@ -364,8 +364,7 @@ class World:
 
     def start(self) -> World:
         """Bring up the proxy's pools."""
-        for pool in self.proxy.pools.values():
-            pool.start()
+        self.proxy.start_watching()
         self.run()
         return self
 

@@ -18,7 +18,7 @@ BASE = (
 
 @pytest.fixture
 def heads() -> RequestHeads:
-    return RequestHeads(RouteTable([]))
+    return RequestHeads(RouteTable([]), own_health=True)
 
 
 def test_a_good_list_is_passed_on_as_it_is(heads: RequestHeads) -> None:

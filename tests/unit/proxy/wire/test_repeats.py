@@ -143,7 +143,7 @@ def test_cancelled_by_a_server_that_is_stopping_is_a_refusal() -> None:
 
 
 def test_when_every_server_says_unavailable_the_client_gets_the_last_answer_as_it_was() -> None:
-    world = World()
+    world = World(outlier={"quarantine_time": 0})
     for name in "ABC":
         world.server(name).on_request = answering(
             trailers_only(14, (b"grpc-message", b"from " + name.encode()), (b"x-why", b"1"))
@@ -248,7 +248,7 @@ def test_repeats_are_a_small_part_of_the_calls_under_way() -> None:
 
 
 def test_many_failures_in_a_row_stop_the_repeats_and_successes_allow_them_again() -> None:
-    world = World(retry={"tokens": 4.0, "token_ratio": 0.5})
+    world = World(retry={"tokens": 4.0, "token_ratio": 0.5}, outlier={"quarantine_time": 0})
     for name in "ABC":
         world.server(name).on_request = reset
     client = world.start().client()

@@ -1,0 +1,226 @@
+"""Outlier detection: servers that fail their calls are ejected for a time; keys that fail everywhere are quarantined.
+
+Rules of this file:
+
+1. Pure: every method takes `now`; what it decides it does to `Endpoint`s by `block` and `unblock`.
+2. A server is ejected for failures in a row, but only if they were of at least `min_chats` different keys: one
+   poisonous chat must not be able to eject server after server.
+3. A key that fails on two servers in a row is the likelier culprit, if those servers fail nobody else, or if both
+   died over it: it is quarantined, so that it does not walk on and take the next server with it.
+4. The time of an ejection is `base_ejection_time` x the number of times it has happened lately, up to a maximum
+   (gRFC A50, Envoy).
+5. At least half of the servers, and at least one, are never ejected.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from math import sqrt
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from proxy.cluster.endpoint import Cause, Endpoint
+
+MAX_SUSPECTS = 4096
+"""Keys with a recent failure that are remembered; the oldest is forgotten first."""
+
+
+class OutlierSettings(BaseModel):
+    """`[outlier]`: when calls themselves show that a server is sick."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    consecutive_failures: int = Field(default=5, ge=0, le=1_000_000)
+    """Failures in a row that eject a server. 0: none do."""
+    min_chats: int = Field(default=2, ge=1, le=1000)
+    """Different keys that these failures must have had at least."""
+    success_rate: bool = False
+    """Also eject servers whose share of good calls is far below that of the others."""
+    success_rate_min_calls: int = Field(default=100, ge=1)
+    """Calls a server must have had in an interval to be compared."""
+    success_rate_min_servers: int = Field(default=3, ge=2)
+    """Servers that must have had so many calls for the comparison to mean anything."""
+    success_rate_deviations: float = Field(default=1.9, gt=0, allow_inf_nan=False)
+    """Standard deviations below the mean that eject (gRFC A50: stdev_factor 1900)."""
+    interval: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    """Seconds between two comparisons; also how often the memory of past ejections fades by one."""
+    base_ejection_time: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    """Seconds of the first ejection; of the second twice as long, and so on."""
+    max_ejection_time: float = Field(default=300.0, gt=0, allow_inf_nan=False)
+    """Seconds of an ejection at most."""
+    max_ejection_percent: float = Field(default=50.0, ge=0, le=100)
+    """Servers that may be ejected at the same time, in percent of all. One is always left."""
+    quarantine_time: float = Field(default=30.0, ge=0, allow_inf_nan=False)
+    """Seconds that a key which failed on two servers in a row is answered UNAVAILABLE at once. 0: no quarantine."""
+
+
+class _Record:
+    """What is known of one endpoint."""
+
+    __slots__ = ("bad", "ejected_until", "ejections", "failures", "good", "keys")
+
+    def __init__(self) -> None:
+        self.failures = 0
+        """In a row."""
+        self.keys: set[bytes] = set()
+        """Of these failures, as many as matter."""
+        self.ejected_until = 0.0
+        self.ejections = 0
+        """How often lately."""
+        self.good = 0
+        self.bad = 0
+        """Calls of this interval."""
+
+
+class OutlierDetector:
+    """Watches the ends of calls. Hot callers report a success only while `troubled` says so (see there)."""
+
+    def __init__(self, settings: OutlierSettings, endpoints: Iterable[Endpoint]) -> None:
+        self._settings = settings
+        self._records = {endpoint: _Record() for endpoint in endpoints}
+        self._suspects: OrderedDict[bytes, dict[Endpoint, float]] = OrderedDict()
+        """Key -> where and when it failed since it last went well."""
+        self.quarantined: OrderedDict[bytes, float] = OrderedDict()
+        """Key -> the end of its quarantine. The hot path looks whether it is empty, and asks only then."""
+        self.troubled = settings.success_rate
+        """Whether a success could change anything. Nearly always False, and then a good call costs one test."""
+        self.quarantines = 0
+        """Keys quarantined since the start."""
+
+    # Ends of calls.
+
+    def succeeded(self, endpoint: Endpoint, key: bytes) -> None:
+        """A call for `key` (empty: it had none) went well on `endpoint`."""
+        record = self._records[endpoint]
+        record.good += 1
+        record.failures = 0
+        record.keys.clear()
+        self._suspects.pop(key, None)
+        self._look_around()
+
+    def failed(self, endpoint: Endpoint, key: bytes, now: float) -> bool:
+        """A call for `key` failed on `endpoint` by the server's fault. Returns whether that ejected the endpoint."""
+        settings = self._settings
+        record = self._records[endpoint]
+        record.bad += 1
+        record.failures += 1
+        if len(record.keys) < max(settings.min_chats, 2):
+            record.keys.add(key)
+        self.troubled = True
+        self._suspect(endpoint, key, now, died=False)
+        if (
+            settings.consecutive_failures
+            and record.failures >= settings.consecutive_failures
+            and len(record.keys) >= settings.min_chats
+        ):
+            return self._eject(endpoint, f"{record.failures} failures in a row", now)
+        return False
+
+    def lost(self, endpoint: Endpoint, key: bytes, now: float) -> None:
+        """The connection to `endpoint` broke with a call for `key` on it. Many calls share that fate and it counts as
+        one failure of the server, which the caller reports; but any of them may be the one that killed it.
+        """
+        self.troubled = True
+        self._suspect(endpoint, key, now, died=True)
+
+    def _look_around(self) -> None:
+        if not self._settings.success_rate and not self._suspects:
+            self.troubled = any(record.failures for record in self._records.values())
+
+    # Quarantine.
+
+    def _suspect(self, endpoint: Endpoint, key: bytes, now: float, *, died: bool) -> None:
+        seconds = self._settings.quarantine_time
+        if not key or not seconds:
+            return
+        places = self._suspects.setdefault(key, {})
+        self._suspects.move_to_end(key)
+        places[endpoint] = now
+        for old in [each for each, at in places.items() if at <= now - seconds]:
+            del places[old]
+        if len(places) >= 2 and (died or all(self._records[each].keys <= {key} for each in places)):
+            del self._suspects[key]
+            self.quarantined[key] = now + seconds
+            self.quarantined.move_to_end(key)
+            self.quarantines += 1
+        for memory in (self._suspects, self.quarantined):
+            if len(memory) > MAX_SUSPECTS:
+                memory.popitem(last=False)
+
+    def quarantined_for(self, key: bytes, now: float) -> float:
+        """Seconds that `key` stays quarantined; 0: it is not."""
+        until = self.quarantined.get(key)
+        if until is None:
+            return 0.0
+        if until <= now:
+            del self.quarantined[key]
+            return 0.0
+        return until - now
+
+    # Ejection.
+
+    def _eject(self, endpoint: Endpoint, why: str, now: float) -> bool:
+        settings = self._settings
+        record = self._records[endpoint]
+        record.failures = 0
+        record.keys.clear()
+        if endpoint.blocked_by(Cause.EJECTED):
+            return False  # a call that was under way when it was ejected
+        total = len(self._records)
+        ejected = sum(each.blocked_by(Cause.EJECTED) for each in self._records)
+        if ejected + 1 > min(total * settings.max_ejection_percent / 100, total - 1):
+            return False
+        record.ejections += 1
+        seconds = min(settings.max_ejection_time, settings.base_ejection_time * record.ejections)
+        record.ejected_until = now + seconds
+        endpoint.block(Cause.EJECTED, f"ejected for {seconds:g} s after {why}")
+        return True
+
+    def checked_healthy(self, endpoint: Endpoint) -> bool:
+        """The active check says that `endpoint` is well, often enough: it returns before its time. Returns whether it
+        was ejected.
+        """
+        if not endpoint.blocked_by(Cause.EJECTED):
+            return False
+        endpoint.unblock(Cause.EJECTED)
+        return True
+
+    def sweep(self, now: float) -> list[Endpoint]:
+        """Let those return whose time is over. Returns them. Call it often: every second, say."""
+        returned = []
+        for endpoint, record in self._records.items():
+            if endpoint.blocked_by(Cause.EJECTED) and record.ejected_until <= now:
+                endpoint.unblock(Cause.EJECTED)
+                returned.append(endpoint)
+        return returned
+
+    def compare(self, now: float) -> list[Endpoint]:
+        """The end of an interval: success rates are compared, and the memory of past ejections fades by one.
+
+        Returns the endpoints that this ejected. Call it every `interval` seconds.
+        """
+        ejected = self._below_the_others(now) if self._settings.success_rate else []
+        for endpoint, record in self._records.items():
+            record.good = record.bad = 0
+            if not endpoint.blocked_by(Cause.EJECTED) and record.ejections:
+                record.ejections -= 1
+        return ejected
+
+    def _below_the_others(self, now: float) -> list[Endpoint]:
+        settings = self._settings
+        rates = {
+            endpoint: record.good / (record.good + record.bad)
+            for endpoint, record in self._records.items()
+            if record.good + record.bad >= settings.success_rate_min_calls
+        }
+        if len(rates) < settings.success_rate_min_servers:
+            return []
+        mean = sum(rates.values()) / len(rates)
+        deviation = sqrt(sum((rate - mean) ** 2 for rate in rates.values()) / len(rates))
+        floor = mean - settings.success_rate_deviations * deviation
+        return [
+            endpoint
+            for endpoint, rate in rates.items()
+            if rate < floor and self._eject(endpoint, f"a success rate of {rate:.0%} where {mean:.0%} is the mean", now)
+        ]

@@ -1,0 +1,226 @@
+"""Active health checks: asks every server again and again, and has calls walk past those that do not answer well.
+
+One task per endpoint. It checks, tells `Endpoint.block` when that makes a difference, and sleeps; each sleep is shortened
+by chance, so that endpoints are not checked in step. Beside it one task per watched endpoint reads what the server says
+of itself, so that a server that begins to drain gets no call more. Neither ever waits for the other.
+
+Regular checks go on while a server is watched: one that hangs says nothing. And the watch is given up as soon as the
+server says that it does not serve, since a stock server's graceful stop would wait for our stream until its grace is
+over; that it serves again is found by the next check.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import aclosing
+from typing import Protocol
+
+import grpc
+import grpc.aio
+
+from proxy.cluster.address import Address
+from proxy.cluster.endpoint import Cause, Endpoint
+from proxy.cluster.health import HealthState, Sign
+from proxy.control.probe import Answer, Probe
+from proxy.control.settings import HealthSettings
+
+log = logging.getLogger(__name__)
+
+
+class Asker(Protocol):
+    """What a check needs of `Probe`, where it is specified."""
+
+    @property
+    def watchable(self) -> bool:
+        """Whether it is of use to `watch`."""
+
+    async def check(self) -> Answer:
+        """Check once."""
+
+    def watch(self) -> AsyncGenerator[Answer, None]:
+        """What the server says of itself."""
+
+    async def close(self) -> None:
+        """Close the connection."""
+
+
+class HealthChecker:
+    """Checks the endpoints from `start` until `stop`. Needs an event loop only between the two."""
+
+    def __init__(
+        self,
+        endpoints: Iterable[Endpoint],
+        settings: HealthSettings,
+        *,
+        addresses: Mapping[str, Address] | None = None,
+        on_success: Callable[[Endpoint], None] | None = None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """`addresses`: by id, of endpoints that are checked elsewhere than where they serve. `on_success` is called
+        after every passed check; while it flips, after the flip. `chance`: numbers from 0 up to, not including, 1.
+        """
+        self._startup_timeout = settings.startup_timeout
+        self._slots = asyncio.Semaphore(settings.max_concurrent_checks)
+        self._checks: list[EndpointCheck] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        if settings.kind != "off":
+            for endpoint in endpoints:
+                probe = Probe((addresses or {}).get(endpoint.id, endpoint.address), settings)
+                self._checks.append(
+                    EndpointCheck(endpoint, probe, settings, self._slots, on_success or _nobody, chance)
+                )
+
+    async def start(self) -> None:
+        """Begin. Returns when every endpoint has been checked once, at the latest after `startup_timeout`; whoever has
+        not been checked by then is taken for healthy until it is.
+        """
+        loop = asyncio.get_running_loop()
+        for check in self._checks:
+            self._tasks.append(loop.create_task(check.run(), name=f"health check of {check.endpoint.id}"))
+        try:
+            async with asyncio.timeout(self._startup_timeout):
+                for check in self._checks:
+                    await check.checked.wait()
+        except TimeoutError:
+            if self._startup_timeout:
+                late = sum(not check.checked.is_set() for check in self._checks)
+                log.warning("%d endpoints are not checked yet after %g s", late, self._startup_timeout)
+
+    async def stop(self) -> None:
+        """Check no more, and close the connections. May be called twice, and without `start`. What the checks have
+        said against endpoints stands.
+        """
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class EndpointCheck:
+    """The checks of one endpoint."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        probe: Asker,
+        settings: HealthSettings,
+        slots: asyncio.Semaphore,
+        on_success: Callable[[Endpoint], None],
+        chance: Callable[[], float],
+    ) -> None:
+        """`slots`: shared by all endpoints; each check under way holds one."""
+        self.endpoint = endpoint
+        self.checked = asyncio.Event()
+        """There is a first result."""
+        self._probe = probe
+        self._settings = settings
+        self._slots = slots
+        self._on_success = on_success
+        self._chance = chance
+        self._state = HealthState(settings.unhealthy_threshold, settings.healthy_threshold)
+        self._watch: asyncio.Task[None] | None = None
+        self._unwatchable = False
+        """The server has no `Watch`."""
+        self._told = 0
+        """Times the watch has said something."""
+        self._stirred = asyncio.Event()
+        """The watch has seen something that a check should look into."""
+
+    async def run(self) -> None:
+        """Check until cancelled."""
+        interval = self._settings.interval
+        # The first checks are made all at once; the second ones are spread over the whole interval.
+        pause = interval * self._chance()
+        try:
+            while True:
+                try:
+                    await self._check()
+                except Exception:  # a bug of ours must not end the checks, nor speak against a server
+                    log.exception("the health check of %s failed to check", self.endpoint.id)
+                self.checked.set()
+                await self._pause(pause)
+                pause = interval * self._shortening()
+        finally:
+            await self._unwatch()
+            await self._probe.close()
+
+    def _shortening(self) -> float:
+        return 1.0 - self._settings.interval_jitter_percent / 100.0 * self._chance()
+
+    async def _pause(self, interval: float) -> None:
+        """Until the next check: `interval`, but `unhealthy_interval` from the moment on from which all is not well."""
+        if self._state.calm:
+            try:
+                async with asyncio.timeout(interval):
+                    await self._stirred.wait()
+            except TimeoutError:
+                return
+        self._stirred.clear()
+        await asyncio.sleep(self._settings.unhealthy_interval * self._shortening())
+
+    async def _check(self) -> None:
+        async with self._slots:
+            told = self._told
+            answer = await self._probe.check()
+        if answer.sign is Sign.FAILED:
+            await self._unwatch()
+            self._unwatchable = False  # whatever comes up there may have one
+        elif told != self._told:
+            return  # the watch has spoken meanwhile: what the check heard may be older
+        self._observe(answer)
+        if answer.sign is Sign.PASSED:
+            self._on_success(self.endpoint)
+            if self._state.healthy:
+                self._start_watch()
+
+    def _observe(self, answer: Answer) -> None:
+        """Let the endpoint and the log know, as far as it makes a difference."""
+        endpoint = self.endpoint
+        flipped = self._state.observe(answer.sign)
+        if self._state.healthy:
+            endpoint.unblock(Cause.HEALTH)
+            if flipped:
+                log.info("%s (%s) is healthy again", endpoint.id, endpoint.address)
+            return
+        if answer.sign is not Sign.PASSED:
+            why = answer.why if answer.sign is Sign.REFUSED else f"health check failed: {answer.why}"
+            endpoint.block(Cause.HEALTH, why)
+            if flipped:
+                log.warning("%s (%s) is unhealthy: %s", endpoint.id, endpoint.address, why)
+
+    # The watch.
+
+    def _start_watch(self) -> None:
+        """Unless it runs, or cannot."""
+        if self._probe.watchable and not self._unwatchable and (self._watch is None or self._watch.done()):
+            name = f"health watch of {self.endpoint.id}"
+            self._watch = asyncio.get_running_loop().create_task(self._follow(), name=name)
+
+    async def _follow(self) -> None:
+        try:
+            async with aclosing(self._probe.watch()) as answers:
+                async for answer in answers:
+                    self._told += 1
+                    self._observe(answer)
+                    if answer.sign is not Sign.PASSED:
+                        self._stirred.set()
+                        return
+        except grpc.aio.AioRpcError as error:
+            self._unwatchable = error.code() is grpc.StatusCode.UNIMPLEMENTED
+            if error.code() is grpc.StatusCode.UNAVAILABLE:  # the connection is lost
+                self._stirred.set()
+        except Exception:  # as above
+            log.exception("the health watch of %s failed to watch", self.endpoint.id)
+
+    async def _unwatch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+
+
+def _nobody(_endpoint: Endpoint) -> None:
+    """Nobody wants to know."""

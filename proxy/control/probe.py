@@ -1,0 +1,197 @@
+"""The kinds of check: each asks one server one question.
+
+They run on channels of grpcio, apart from the data path: a server may have its health on another port, and a check
+must not depend on whether the data path's connections are in order.
+
+A channel lives only as long as the checks on it are answered. grpcio's own reconnecting is of no use here: a check made
+in its back-off fails without having tried, and would see a server's return late; and a connection that a partition has
+cut revives only when the kernel retransmits, which after an hour's silence takes minutes. (Envoy, too, closes a health
+check's connection when the check times out.)
+
+There is no TLS to endpoints yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Final, NamedTuple
+
+import grpc
+import grpc.aio
+from districhat import chat_pb2, chat_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from proxy.cluster.address import Address
+from proxy.cluster.health import Sign
+from proxy.control.settings import HealthSettings, Kind
+from proxy.transport.reactor import reason
+
+MAX_REASON: Final = 100
+"""Characters of a server's own words that are passed on; a page of HTML should not fill the log."""
+
+_NOT_THERE: Final = (
+    grpc.StatusCode.UNIMPLEMENTED,
+    # Servers that demand credentials for every method demand them for this one: a statement about us, not about it.
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+)
+
+_LADDER: Final[tuple[Kind, ...]] = ("grpc_watch", "chat", "tcp")
+"""What `auto` tries in turn. The last always has an answer."""
+
+
+class Answer(NamedTuple):
+    """What a check gave."""
+
+    sign: Sign
+    why: str = ""
+    """For people; empty if it passed."""
+
+
+class _NotThereError(Exception):
+    """The server cannot be asked this. Its text is what it said."""
+
+
+class Probe:
+    """Asks one server. At most one check at a time; `watch` may run beside it."""
+
+    def __init__(self, address: Address, settings: HealthSettings) -> None:
+        self._address = address
+        self._settings = settings
+        self._channel: grpc.aio.Channel | None = None
+        self._found: Kind | None = None
+        """What `auto` has come to."""
+
+    @property
+    def watchable(self) -> bool:
+        """Whether it is of use to `watch` a server that has just passed."""
+        return self._settings.kind == "grpc_watch" or (self._settings.kind == "auto" and self._found == "grpc_watch")
+
+    async def check(self) -> Answer:
+        """Check it once, within the timeout. After a check without an answer the connection is closed (which ends a
+        `watch`), and `auto` starts afresh: another server may come up there.
+        """
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                answer = await self._check()
+        except TimeoutError:
+            answer = self._too_late()
+        if answer.sign is Sign.FAILED:
+            await self.close()
+        return answer
+
+    async def _check(self) -> Answer:
+        kind = self._settings.kind
+        if kind != "auto":
+            try:
+                return await self._ask(kind)
+            except _NotThereError as error:
+                return Answer(Sign.FAILED, str(error))
+        start = 0 if self._found is None else _LADDER.index(self._found)
+        for self._found in _LADDER[start:-1]:
+            try:
+                return await self._ask(self._found)
+            except _NotThereError:
+                continue
+        self._found = _LADDER[-1]
+        return await self._ask(self._found)
+
+    async def _ask(self, kind: Kind) -> Answer:
+        """Raises _NotThereError; not for `tcp`."""
+        if kind == "tcp":
+            await self._disconnect()
+            return await self._tcp()
+        return await (self._chat() if kind == "chat" else self._grpc())
+
+    async def _grpc(self) -> Answer:
+        request = health_pb2.HealthCheckRequest(service=self._settings.service)
+        stub = health_pb2_grpc.HealthStub(self._connected())
+        try:
+            response = await stub.Check(request, timeout=self._settings.timeout)
+        except grpc.aio.AioRpcError as error:
+            # A server that does not know the service we were told to ask about is not the right one. But one that
+            # knows nothing of itself as a whole has just left that out.
+            if error.code() is grpc.StatusCode.NOT_FOUND and not self._settings.service:
+                raise _NotThereError(self._words(error)) from error
+            return self._failure(error)
+        return _status(response)
+
+    async def _chat(self) -> Answer:
+        stub: chat_pb2_grpc.ChatServiceAsyncStub = chat_pb2_grpc.ChatServiceStub(self._connected())
+        try:
+            response = await stub.HealthCheck(chat_pb2.HealthRequest(), timeout=self._settings.timeout)
+        except grpc.aio.AioRpcError as error:
+            return self._failure(error)
+        return Answer(Sign.PASSED) if response.healthy else Answer(Sign.REFUSED, "says that it is not healthy")
+
+    async def _tcp(self) -> Answer:
+        loop = asyncio.get_running_loop()
+        try:
+            transport, _ = await loop.create_connection(asyncio.Protocol, self._address.host, self._address.port)
+        except (OSError, UnicodeError) as error:  # UnicodeError: a host name that cannot be one
+            return Answer(Sign.FAILED, reason(error)[:MAX_REASON])
+        transport.close()
+        return Answer(Sign.PASSED)
+
+    async def watch(self) -> AsyncGenerator[Answer, None]:
+        """What the server says of itself, now and at each change, until it ends that; it is told to when this is
+        closed. Raises AioRpcError if it cannot be watched, or not any longer.
+        """
+        request = health_pb2.HealthCheckRequest(service=self._settings.service)
+        call = health_pb2_grpc.HealthStub(self._connected()).Watch(request)
+        try:
+            async for response in call:
+                yield _status(response)
+        finally:
+            call.cancel()
+
+    async def close(self) -> None:
+        """Close the connection, which ends a `watch`, and forget what `auto` has come to. The next check begins
+        afresh.
+        """
+        self._found = None
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    def _connected(self) -> grpc.aio.Channel:
+        if self._channel is None:
+            options = (
+                ("grpc.use_local_subchannel_pool", 1),  # or a fresh channel would inherit the back-off of the old
+                ("grpc.min_reconnect_backoff_ms", max(100, int(self._settings.timeout * 1000))),  # limit of a connect
+                ("grpc.enable_retries", 0),
+                ("grpc.enable_http_proxy", 0),
+                ("grpc.service_config_disable_resolution", 1),  # a TXT look-up for each connect
+                ("grpc.max_receive_message_length", 65_536),
+                ("grpc.primary_user_agent", "districhat-health"),
+            )
+            self._channel = grpc.aio.insecure_channel(f"dns:///{self._address}", options=options)
+        return self._channel
+
+    def _failure(self, error: grpc.aio.AioRpcError) -> Answer:
+        if error.code() in _NOT_THERE:
+            raise _NotThereError(self._words(error)) from error
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return self._too_late()
+        return Answer(Sign.FAILED, self._words(error))
+
+    def _too_late(self) -> Answer:
+        return Answer(Sign.FAILED, f"no answer within {self._settings.timeout:g} s")
+
+    @staticmethod
+    def _words(error: grpc.aio.AioRpcError) -> str:
+        """`UNAVAILABLE: connection refused`, of which C-core makes four times as much."""
+        cause = (error.details() or "").rpartition(": ")[2].rstrip("]")
+        return f"{error.code().name}: {cause.lower()}"[:MAX_REASON]
+
+
+def _status(response: health_pb2.HealthCheckResponse) -> Answer:
+    if response.status == response.SERVING:
+        return Answer(Sign.PASSED)
+    known = response.status in health_pb2.HealthCheckResponse.ServingStatus.values()
+    name = health_pb2.HealthCheckResponse.ServingStatus.Name(response.status) if known else str(response.status)
+    return Answer(Sign.REFUSED, f"says {name}")

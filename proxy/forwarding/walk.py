@@ -1,0 +1,121 @@
+"""The way of one call along the ring, once its first choice could not take it.
+
+Made only then: a call that its owner took, which is nearly every call, never has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from proxy.cluster.endpoint import Endpoint
+from proxy.cluster.snapshot import ClusterSnapshot
+from proxy.forwarding.headers import Headers
+from proxy.forwarding.retry import UNPROCESSED, Outcome, RetryClass, classify
+
+if TYPE_CHECKING:
+    from proxy.forwarding.forwarder import Forwarder
+    from proxy.forwarding.headers import RequestHead
+
+MAX_REASONS = 16
+"""Servers that the final message names; a cluster may have a thousand."""
+
+
+class Walk:
+    """Who was tried and why each failed, who comes next, and what it costs to go there."""
+
+    __slots__ = (
+        "_candidates",
+        "_forwarder",
+        "_reasons",
+        "_repeating",
+        "_skipped",
+        "_snapshot",
+        "_unprocessed",
+        "answer",
+        "left",
+        "repeats",
+        "resubmissions",
+    )
+
+    def __init__(self, forwarder: Forwarder, snapshot: ClusterSnapshot, candidates: Iterator[Endpoint]) -> None:
+        self._forwarder = forwarder
+        self._snapshot = snapshot
+        self._candidates = candidates
+        self._skipped: list[Endpoint] = []
+        """Passed over because they are not available."""
+        self._reasons: list[str] = []
+        self._unprocessed = 0
+        """Servers that left the call unprocessed, at no charge."""
+        self._repeating = False
+        """Holds a place in the retry budget."""
+        self.left: list[Endpoint] = []
+        """Servers that were offered the call and did not take it."""
+        self.repeats = 0
+        """Servers that may have run it."""
+        self.resubmissions = 0
+        """How often it was given to the same server once more, which was never at fault for that."""
+        self.answer: Headers | None = None
+        """What a server answered before the call was tried again: the client's, if no other server takes the call."""
+
+    def leave(self, endpoint: Endpoint, why: str) -> None:
+        """`endpoint` did not take the call: `why`, for people."""
+        self.left.append(endpoint)
+        self._note(endpoint, why)
+
+    def may_move(self, outcome: Outcome, head: RequestHead) -> bool:
+        """Whether the call may go on to another server after `outcome`; takes from the budget if that costs."""
+        forwarder = self._forwarder
+        retry_class = classify(outcome, self._unprocessed)
+        if retry_class is RetryClass.NEVER:
+            return False
+        if retry_class is RetryClass.TRANSPARENT:
+            self._unprocessed += outcome in UNPROCESSED
+            return True
+        if retry_class is RetryClass.PERMITTED:
+            if not head.route.repeatable:
+                return False
+            forwarder.budget.failed()
+            if head.previous_attempts + self.repeats >= forwarder.max_attempts:
+                return False
+        if not self._repeating:
+            if not forwarder.budget.take(forwarder.active):
+                return False
+            self._repeating = True
+        self.repeats += retry_class is RetryClass.PERMITTED
+        return True
+
+    def next(self) -> Endpoint | None:
+        """The next server that is available and was not offered the call; None: there is none, or it had its tries."""
+        if len(self.left) >= self._forwarder.max_attempts:
+            return None
+        for endpoint in self._candidates:
+            if endpoint in self.left:
+                continue
+            if endpoint.available:
+                return endpoint
+            self._skipped.append(endpoint)
+            self._note(endpoint, endpoint.reason)
+        return self._in_panic()
+
+    def _in_panic(self) -> Endpoint | None:
+        """When nobody is available, one that is only said to be sick is better than none."""
+        if self._forwarder.retry.panic == "try_all" and not any(each.available for each in self._snapshot):
+            for endpoint in self._skipped:
+                if endpoint.may_be_tried and endpoint not in self.left:
+                    return endpoint
+        return None
+
+    def story(self) -> str:
+        """Which servers were tried or passed over, and why each."""
+        more = len(self._reasons) - MAX_REASONS
+        return "; ".join(self._reasons[:MAX_REASONS]) + (f"; and {more} more" if more > 0 else "")
+
+    def end(self) -> None:
+        """The call is over."""
+        if self._repeating:
+            self._repeating = False
+            self._forwarder.budget.give_back()
+
+    def _note(self, endpoint: Endpoint, why: str) -> None:
+        self._reasons.append(f"{endpoint.id}: {why}")

@@ -1,0 +1,367 @@
+"""What keeps one sick server, one sick chat or too much work from spreading."""
+
+from __future__ import annotations
+
+import ngh2
+import pytest
+
+from proxy.cluster.endpoint import Cause
+from tests.support.wire import Exchange, Peer, World, address_of, endpoints, frame, message
+
+CHAT = b"/chat.ChatService/Chat"
+
+
+def unavailable(server: Peer, sid: int, _exchange: Exchange) -> None:
+    server.begun.add(sid)
+    server.engine.send_response(sid, [(b":status", b"200"), (b"grpc-status", b"14")], end_stream=True)
+
+
+def die(server: Peer, sid: int, _exchange: Exchange) -> None:
+    server.begun.add(sid)
+    server.transport.abort()
+
+
+def chats_of(world: World, name: str, count: int) -> list[str]:
+    """Chats that endpoint `name` owns."""
+    return [chat for chat in (f"chat-{number:03}" for number in range(500)) if world.owner(chat) == name][:count]
+
+
+def calls_at(world: World, name: str) -> int:
+    return sum(len(server.exchanges) for server in world.at(name).connections)
+
+
+# Ejection.
+
+
+@pytest.mark.parametrize("failure", [unavailable, die], ids=["answers UNAVAILABLE", "hangs up"])
+def test_a_server_that_fails_its_calls_is_ejected_and_returns_in_time(failure) -> None:  # type: ignore[no-untyped-def]
+    world = World(failback={"mode": "immediate"}).echoing()
+    world.at("A").on_request = failure
+    client = world.start().client()
+    for chat in chats_of(world, "A", 5):
+        client.request(message(chat), path=CHAT)
+        world.run()
+    failed = calls_at(world, "A")
+    chat = chats_of(world, "A", 1)[0]
+    sid = client.request(message(chat), path=CHAT)
+    world.run()
+    assert client.exchanges[sid].status == 0
+    assert calls_at(world, "A") == failed
+    assert "ejected for 30 s after 5 failures in a row" in world.proxy.cluster.snapshot.by_id["A"].reason
+    world.echo_everywhere()
+    world.advance(32.0)
+    client.request(message(chat), path=CHAT)
+    world.run()
+    assert calls_at(world, "A") == failed + 1
+
+
+def test_a_lost_connection_is_one_failure_however_many_calls_were_on_it() -> None:
+    world = World()
+    for name in "ABC":
+        world.server(name)
+    client = world.start().client()
+    for chat in chats_of(world, "A", 20):
+        client.request(message(chat), path=CHAT)
+    world.run()
+    world.at("A").transport.abort()
+    world.run()
+    assert world.proxy.cluster.snapshot.by_id["A"].available
+
+
+@pytest.mark.parametrize("status", [1, 2, 3, 4, 5, 13])
+def test_answers_that_say_nothing_about_the_server_eject_nobody(status: int) -> None:
+    world = World()
+    for name in "ABC":
+        world.server(name).on_request = lambda server, sid, _: server.respond(sid, status=status)  # type: ignore[attr-defined]
+    client = world.start().client()
+    for chat in chats_of(world, "A", 20):
+        client.request(message(chat), path=CHAT)
+        world.run()
+    assert world.proxy.cluster.snapshot.by_id["A"].available
+
+
+# Quarantine.
+
+
+def test_a_chat_that_kills_whatever_serves_it_takes_two_servers_and_not_a_third() -> None:
+    world = World(endpoints=endpoints(*"ABCDE"), retry={"max_attempts": 5})
+
+    def poisoned(server: Peer, sid: int, exchange: Exchange) -> None:
+        if b"poison" in exchange.body:
+            die(server, sid, exchange)
+        else:
+            server.respond(sid, exchange.body)  # type: ignore[attr-defined]
+
+    for name in "ABCDE":
+        world.server(name).on_request = poisoned
+    client = world.start().client()
+    first = client.request(message("poison"))
+    world.run()
+    again = client.request(message("poison"))
+    fine = client.request(message("chat-001"))
+    world.run()
+    for sid in (first, again):
+        assert client.exchanges[sid].status == 14
+        assert "quarantined for 30 s" in client.exchanges[sid].message
+        assert client.exchanges[sid].header(b"grpc-retry-pushback-ms") == b"-1"
+    assert client.exchanges[fine].status == 0
+    assert sum(len(world.at(name).connections) for name in "ABCDE") == 5 + 2  # two of them died once
+    world.advance(31.0)
+    world.echo_everywhere()
+    after = client.request(message("poison"))
+    world.run()
+    assert client.exchanges[after].status == 0
+    world.assert_clean()
+
+
+# Failback.
+
+
+@pytest.mark.parametrize(("mode", "stays"), [("immediate", False), ("idle", True), ("never", True)])
+def test_a_chat_that_was_displaced_goes_home_as_failback_says(mode: str, stays: bool) -> None:
+    world = World(failback={"mode": mode}).echoing().start()
+    owner, second, _ = world.order("chat-005")
+    home = world.proxy.cluster.snapshot.by_id[owner]
+    client = world.client()
+    home.block(Cause.HEALTH, "gone")
+    client.request(message("chat-005"))
+    world.run()
+    home.unblock(Cause.HEALTH)
+    client.request(message("chat-005"))
+    world.run()
+    assert (calls_at(world, owner), calls_at(world, second)) == ((0, 2) if stays else (1, 1))
+    world.advance(61.0)
+    client.request(message("chat-005"))
+    world.run()
+    assert (calls_at(world, owner) > 0) is (mode != "never")
+    world.assert_clean()
+
+
+def test_a_chat_without_calls_in_between_never_knew_that_its_owner_was_away() -> None:
+    world = World().echoing().start()
+    owner = world.owner("chat-005")
+    home = world.proxy.cluster.snapshot.by_id[owner]
+    home.block(Cause.HEALTH, "gone")
+    home.unblock(Cause.HEALTH)
+    world.client().request(message("chat-005"))
+    world.run()
+    assert calls_at(world, owner) == 1
+
+
+def test_a_displaced_chat_goes_on_when_its_substitute_fails_too() -> None:
+    world = World().echoing().start()
+    owner, second, third = (world.proxy.cluster.snapshot.by_id[name] for name in world.order("chat-005"))
+    client = world.client()
+    owner.block(Cause.HEALTH, "gone")
+    client.request(message("chat-005"))
+    world.run()
+    second.block(Cause.HEALTH, "gone")
+    client.request(message("chat-005"))
+    world.run()
+    assert calls_at(world, third.id) == 1
+    owner.unblock(Cause.HEALTH)
+    second.unblock(Cause.HEALTH)
+    client.request(message("chat-005"))
+    world.run()
+    assert calls_at(world, third.id) == 2
+
+
+# Panic.
+
+
+@pytest.mark.parametrize(("panic", "status"), [("try_all", 0), ("fail_fast", 14)])
+def test_when_all_servers_are_only_said_to_be_sick(panic: str, status: int) -> None:
+    world = World(retry={"panic": panic}).echoing().start()
+    for endpoint in world.proxy.cluster.snapshot:
+        endpoint.block(Cause.HEALTH, "timed out")
+    client = world.client()
+    sid = client.request(message("chat-005"))
+    world.run()
+    assert client.exchanges[sid].status == status
+    if status:
+        assert "A: timed out" in client.exchanges[sid].message
+    else:
+        assert calls_at(world, world.owner("chat-005")) == 1
+    world.assert_clean()
+
+
+def test_panic_does_not_wait_for_servers_that_cannot_be_reached() -> None:
+    world = World()
+    owner, second, third = world.order("chat-005")
+    world.echoing(third).start()  # the other two refuse
+    world.proxy.cluster.snapshot.by_id[third].block(Cause.EJECTED, "ejected")
+    client = world.client()
+    sid = client.request(message("chat-005"))
+    world.run()
+    assert client.exchanges[sid].status == 0
+    assert calls_at(world, third) == 1
+    assert {owner, second} == {name for name in "ABC" if address_of(name) not in world.servers}
+
+
+# Limits.
+
+
+def test_calls_beyond_the_proxys_limit_are_turned_away_with_a_pushback() -> None:
+    world = World(limits={"max_calls": 3, "pushback": 2.5})
+    for name in "ABC":
+        world.server(name)
+    client = world.start().client()
+    sids = [client.request(message(f"chat-{number}")) for number in range(5)]
+    world.run()
+    turned_away = [client.exchanges[sid] for sid in sids[3:]]
+    assert [answer.status for answer in turned_away] == [14, 14]
+    assert {answer.header(b"grpc-retry-pushback-ms") for answer in turned_away} == {b"2500"}
+    assert sum(calls_at(world, name) for name in "ABC") == 3
+
+
+def test_calls_beyond_a_servers_limit_are_turned_away_and_move_nowhere() -> None:
+    world = World(limits={"max_calls_per_endpoint": 2})
+    for name in "ABC":
+        world.server(name)
+    client = world.start().client()
+    sids = [client.request(message("chat-005")) for _ in range(4)]
+    world.run()
+    assert [client.exchanges[sid].status for sid in sids] == [None, None, 8, 8]
+    assert sum(calls_at(world, name) for name in "ABC") == 2
+    other = client.request(message(chats_of(world, next(n for n in "ABC" if n != world.owner("chat-005")), 1)[0]))
+    world.run()
+    assert not client.exchanges[other].ended
+
+
+def test_calls_beyond_a_chats_limit_are_turned_away_until_one_of_them_ends() -> None:
+    world = World(limits={"max_calls_per_chat": 1})
+    for name in "ABC":
+        world.server(name)
+    client = world.start().client()
+    first = client.request(message("chat-005"))
+    second = client.request(message("chat-005"))
+    other = client.request(message("chat-006"))
+    world.run()
+    assert [client.exchanges[sid].status for sid in (first, second, other)] == [None, 8, None]
+    client.engine.reset_stream(first)
+    world.run()
+    third = client.request(message("chat-005"))
+    world.run()
+    assert not client.exchanges[third].ended
+    client.transport.abort()
+    world.run()
+    assert world.proxy.forwarder.calls_by_chat == {}
+    world.assert_clean()
+
+
+def test_large_replay_buffers_are_bounded_in_all() -> None:
+    world = World(retry={"replay_buffer_total": 30_000})
+    for name in "ABC":
+        world.server(name)
+    client = world.start().client()
+    sids = [client.request(message("chat-005", "x" * 10_000)) for _ in range(5)]
+    world.run()
+    assert world.proxy.forwarder.kept <= 30_000
+    for stream in world.at(world.owner("chat-005")).exchanges:
+        world.at(world.owner("chat-005")).engine.reset_stream(stream, ngh2.ErrorCode.REFUSED_STREAM)
+    world.run()
+    assert [client.exchanges[sid].status for sid in sids].count(14) == 3
+    client.transport.abort()
+    world.run()
+    assert world.proxy.forwarder.kept == 0
+
+
+# The proxy's own health.
+
+CHECK, WATCH = b"/grpc.health.v1.Health/Check", b"/grpc.health.v1.Health/Watch"
+SERVING, NOT_SERVING = frame(b"\x08\x01"), frame(b"\x08\x02")
+
+
+def block_all(world: World) -> None:
+    for endpoint in world.proxy.cluster.snapshot:
+        endpoint.block(Cause.HEALTH, "gone")
+    world.run()
+
+
+@pytest.mark.parametrize("body", [frame(b""), frame(b"\x0a\x00")])
+def test_the_proxy_answers_for_itself_by_the_servers_it_has(body: bytes) -> None:
+    world = World().echoing().start()
+    client = world.client()
+    first = client.request(body, path=CHECK)
+    world.run()
+    block_all(world)
+    second = client.request(body, path=CHECK)
+    world.run()
+    assert (client.exchanges[first].body, client.exchanges[first].status) == (SERVING, 0)
+    assert (client.exchanges[second].body, client.exchanges[second].status) == (NOT_SERVING, 0)
+    assert sum(calls_at(world, name) for name in "ABC") == 0
+    world.assert_clean()
+
+
+def test_a_watcher_hears_of_every_change_once_and_of_the_drain() -> None:
+    world = World().echoing().start()
+    client = world.client()
+    sid = client.request(frame(b""), path=WATCH)
+    world.run()
+    assert client.exchanges[sid].body == SERVING
+    block_all(world)
+    assert client.exchanges[sid].body == SERVING + NOT_SERVING
+    for endpoint in world.proxy.cluster.snapshot:
+        endpoint.unblock(Cause.HEALTH)
+    world.run()
+    assert client.exchanges[sid].body == SERVING + NOT_SERVING + SERVING
+    world.proxy.own_health.drain()
+    world.run()
+    answer = client.exchanges[sid]
+    assert answer.body == SERVING + NOT_SERVING + SERVING + NOT_SERVING
+    assert answer.status == 14
+    world.assert_clean()
+
+
+@pytest.mark.parametrize("end", ["cancel", "gone"])
+def test_a_watcher_that_leaves_is_forgotten(end: str) -> None:
+    world = World().echoing().start()
+    client = world.client()
+    sid = client.request(frame(b""), path=WATCH)
+    world.run()
+    if end == "cancel":
+        client.engine.reset_stream(sid)
+    else:
+        client.transport.abort()
+    world.run()
+    block_all(world)
+    world.assert_clean()
+    assert not world.proxy.own_health._watchers
+
+
+def test_a_watcher_that_does_not_read_is_cut_off() -> None:
+    world = World().echoing().start()
+    client = world.client({ngh2.Setting.INITIAL_WINDOW_SIZE: 0})
+    client.request(frame(b""), path=WATCH)
+    world.run()
+    for _ in range(200):
+        block_all(world)
+        for endpoint in world.proxy.cluster.snapshot:
+            endpoint.unblock(Cause.HEALTH)
+    assert not world.proxy.own_health._watchers
+    downstream = next(iter(world.proxy.listener.connections))
+    assert downstream.engine.queued_body_size() < 2048
+
+
+def test_other_services_are_the_servers_business() -> None:
+    world = World().echoing().start()
+    client = world.client()
+    sid = client.request(frame(b"\x0a\x04chat"), path=CHECK)
+    world.run()
+    assert client.exchanges[sid].body == frame(b"\x0a\x04chat")
+
+
+def test_health_can_be_left_to_the_servers() -> None:
+    world = World(listener={"health": "forward"}).echoing().start()
+    client = world.client()
+    sid = client.request(frame(b""), path=CHECK)
+    world.run()
+    assert client.exchanges[sid].body == frame(b"")
+
+
+def test_another_method_of_the_health_service_is_unimplemented() -> None:
+    world = World().echoing().start()
+    client = world.client()
+    sid = client.request(frame(b""), path=b"/grpc.health.v1.Health/Lie")
+    world.run()
+    assert client.exchanges[sid].status == 12
