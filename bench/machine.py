@@ -27,11 +27,16 @@ def describe(plan: Plan) -> dict[str, str]:
         "load average": f"{os.getloadavg()[0]:.2f} before the start",
         "kernel": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "packages": ", ".join(f"{name} {_version(name)}" for name in packages),
+        "packages": ", ".join(f"{name} {package_version(name)}" for name in packages),
         "tools": _output([plan.h2load, "--version"]).removeprefix("h2load "),
-        "revision": _output(["git", "--no-optional-locks", "-C", str(ROOT), "describe", "--always", "--dirty"])
-        or "unknown",
+        "revision": revision(),
     }
+
+
+def revision() -> str:
+    """The commit that was measured, with `-dirty` if files differ from it; `unknown` outside a repository."""
+    command = ["git", "--no-optional-locks", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    return _output(command) or "unknown"
 
 
 def cpu_model(cpuinfo: str) -> str:
@@ -44,7 +49,8 @@ def _list(cpus: frozenset[int]) -> str:
     return ", ".join(map(str, sorted(cpus)))
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """Of an installed Python distribution."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -13,6 +13,7 @@ import uvloop
 from proxy.cluster.address import Address
 from proxy.cluster.cluster import Cluster
 from proxy.cluster.outlier import OutlierDetector, OutlierSettings
+from proxy.control.health import HealthChecker
 from proxy.errors import ConfigError
 from proxy.forwarding.deadlines import DeadlineWheel
 from proxy.forwarding.failback import DisplacedChats
@@ -136,13 +137,22 @@ class Proxy:
             listener.max_header_count,
         )
         self.listener = Listener(self.forwarder, from_client, reactor, self.outbox)
+        self._checker = HealthChecker(
+            snapshot,
+            settings.health,
+            addresses={each.id: Address.parse(each.check_address or each.address) for each in settings.endpoints},
+            on_success=self.detector.checked_healthy,
+            chance=reactor.random,
+        )
 
     async def start(self) -> Address:
         """Listen and connect to the endpoints. Returns the address listened on. Raises ConfigError if it is taken."""
         address = Address.parse(self._settings.listener.address)
+        await self._checker.start()
         try:
             opened = await self.listener.open(address)
         except OSError as error:
+            await self._checker.stop()
             raise ConfigError([f"listener.address: cannot listen on {address}: {reason(error)}"]) from error
         self.start_watching()
         return opened
@@ -157,6 +167,7 @@ class Proxy:
         """Finish the running calls within the grace and close everything. Returns how many calls were cut off."""
         self.own_health.drain()
         cut_off = await self.listener.drain(self._settings.listener.drain_grace)
+        await self._checker.stop()
         self.close()
         return cut_off
 

@@ -9,23 +9,27 @@ repeats only what a server's GOAWAY or REFUSED_STREAM says it did not process, a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
 from districhat import chat_pb2
 
 from bench.faults.backend import APPEND, APPEND_ONCE, TOKENS
+from bench.faults.outcome import OK, Kind, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
     from types import TracebackType
     from typing import Self
 
-Kind = Literal["plain", "repeatable", "stream"]
+    _Unary = grpc.aio.UnaryUnaryMultiCallable[chat_pb2.ChatRequest, chat_pb2.ChatResponse]
+    _Tokens = grpc.aio.UnaryStreamMultiCallable[chat_pb2.ChatRequest, chat_pb2.ReplyChunk]
+
+_UNARY: dict[Kind, str] = {"plain": APPEND, "repeatable": APPEND_ONCE}
 
 CHANNELS = 6
 _TICK = 0.005
@@ -34,22 +38,8 @@ _MAX_IN_FLIGHT = 10_000
 DEADLINE = 5.0
 """Seconds of patience of a unary call."""
 STREAM_DEADLINE = 20.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One call as its client saw it. Times are of CLOCK_MONOTONIC, as in the ledger."""
-
-    call: str
-    kind: Kind
-    chat: str
-    started: float
-    ended: float
-    status: str
-    """Name of the gRPC status."""
-    server: str
-    """Who answered; empty unless the status is OK."""
-    details: str = ""
+_PAUSE = 0.2
+"""Seconds before a client whose stream failed opens the next: else one fault would count many times."""
 
 
 class Load:
@@ -59,12 +49,14 @@ class Load:
         options = [("grpc.use_local_subchannel_pool", 1)]  # or all channels would share one connection
         address = f"127.0.0.1:{port}"
         self._channels = [grpc.aio.insecure_channel(address, options) for _ in range(CHANNELS)]
-        unary = {"plain": APPEND, "repeatable": APPEND_ONCE}
-        self._unary: dict[str, list[Callable[..., grpc.aio.UnaryUnaryCall[chat_pb2.ChatRequest, bytes]]]] = {
-            kind: [self._method(channel.unary_unary, method) for channel in self._channels]
-            for kind, method in unary.items()
+        encode = chat_pb2.ChatRequest.SerializeToString
+        self._unary: dict[Kind, list[_Unary]] = {
+            kind: [channel.unary_unary(method, encode, chat_pb2.ChatResponse.FromString) for channel in self._channels]
+            for kind, method in _UNARY.items()
         }
-        self._tokens = [self._method(channel.unary_stream, TOKENS) for channel in self._channels]
+        self._tokens: list[_Tokens] = [
+            channel.unary_stream(TOKENS, encode, chat_pb2.ReplyChunk.FromString) for channel in self._channels
+        ]
         self._rate = rate
         self._streams = streams
         self._chats = itertools.cycle(chats)
@@ -109,31 +101,27 @@ class Load:
     async def _streams_in_a_row(self, index: int) -> None:
         await asyncio.sleep(2.0 * index / self._streams)  # so that they do not all begin and end together
         while not self._stopping:
-            await self._stream(index % CHANNELS)
+            if not await self._stream(index % CHANNELS):
+                await asyncio.sleep(_PAUSE)
 
     async def _call(self, kind: Kind, channel: int) -> None:
         request, metadata = self._request(kind, next(self._chats))
-        call = self._unary[kind][channel](request, timeout=DEADLINE, metadata=metadata)
         started = time.monotonic()
+        call = self._unary[kind][channel](request, timeout=DEADLINE, metadata=metadata)
         server = ""
-        try:
-            server = chat_pb2.ChatResponse.FromString(await call).server_id
-        except grpc.aio.AioRpcError:
-            pass
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            server = (await call).server_id
         await self._record(kind, request, started, server, call)
 
-    async def _stream(self, channel: int) -> None:
+    async def _stream(self, channel: int) -> bool:
         request, metadata = self._request("stream", next(self._stream_chats))
-        call = self._tokens[channel](request, timeout=STREAM_DEADLINE, metadata=metadata)
         started = time.monotonic()
+        call = self._tokens[channel](request, timeout=STREAM_DEADLINE, metadata=metadata)
         server = ""
-        try:
-            async for data in call:
-                server = chat_pb2.ReplyChunk.FromString(data).response.server_id
-        except grpc.aio.AioRpcError:
-            server = ""
-            await asyncio.sleep(0.2)  # a client that comes back at once would make one fault many failures
-        await self._record("stream", request, started, server, call)
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            async for chunk in call:
+                server = chunk.response.server_id
+        return await self._record("stream", request, started, server, call) == OK
 
     def _request(self, kind: Kind, chat: str) -> tuple[chat_pb2.ChatRequest, tuple[tuple[str, str], ...]]:
         call = f"{kind[0]}-{next(self._numbers)}"
@@ -145,13 +133,14 @@ class Load:
 
     async def _record(
         self, kind: Kind, request: chat_pb2.ChatRequest, started: float, server: str, call: grpc.aio.Call
-    ) -> None:
+    ) -> str:
         ended = time.monotonic()
-        code = await call.code()
-        details = await call.details()
+        status = (await call.code()).name
+        details = "" if status == OK else await call.details()
         self.outcomes.append(
-            Outcome(request.message_id, kind, request.chat_id, started, ended, code.name, server, details)
+            Outcome(request.message_id, kind, request.chat_id, started, ended, status, server, details)
         )
+        return status
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

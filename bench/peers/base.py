@@ -22,6 +22,8 @@ class Resilience:
     """The path of the method whose calls may run twice; all others may not."""
     interval: float = 2.0
     """Seconds between two health checks of a backend."""
+    unhealthy_interval: float = 1.0
+    """Seconds instead, while a backend is out."""
     timeout: float = 1.0
     """Seconds a health check may take."""
     unhealthy_threshold: int = 3

@@ -131,6 +131,7 @@ def _health(wanted: Resilience) -> _Json:
     check = {
         "interval": f"{wanted.interval}s",
         "no_traffic_interval": f"{wanted.interval}s",
+        "unhealthy_interval": f"{wanted.unhealthy_interval}s",
         "interval_jitter_percent": 20,
         "timeout": f"{wanted.timeout}s",
         "unhealthy_threshold": wanted.unhealthy_threshold,
@@ -158,7 +159,7 @@ def _health(wanted: Resilience) -> _Json:
 
 
 def _version() -> str:
-    # "/long/path/envoy  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL"
+    # The line ends in COMMIT/1.40.0/Clean/RELEASE/BoringSSL.
     parts = first_line([_program(), "--version"]).split("/")
     return f"Envoy {parts[-4]}" if len(parts) > 4 else "Envoy, version unknown"
 

@@ -41,7 +41,7 @@ def configuration(setup: Setup) -> str:
     wanted = setup.resilience
     connect = _ms(wanted.connect_timeout) if wanted else 1000
     lines = [
-        *("global", "  maxconn 20000", "  nbthread 1", "  tune.h2.fe.max-concurrent-streams 1000"),
+        *("global", "  maxconn 4000", "  nbthread 1", "  tune.h2.fe.max-concurrent-streams 1000"),
         *("defaults", "  mode http", "  timeout client 1h", "  timeout server 1h", f"  timeout connect {connect}"),
         *("  retries 3", "  option redispatch 1", "  retry-on conn-failure"),
         *("frontend clients", f"  bind 127.0.0.1:{setup.port} proto h2"),
@@ -70,14 +70,14 @@ def _checks(wanted: Resilience) -> list[str]:
         f"  timeout check {_ms(wanted.timeout)}",
         f"  tcp-check send-binary {check_request().hex()}",
         # The answer is the DATA frame's message: field 1 is 1 (SERVING) or something else. The first rule waits for
-        # any answer, the second refuses the wrong ones without waiting for more.
+        # any answer; the second looks again, and min-recv makes it say no at once instead of waiting for more data.
         "  tcp-check expect rbinary 0000000002080[0-9]",
-        "  tcp-check expect ! rbinary 0000000002080[02-9]",
+        "  tcp-check expect min-recv 1 binary 00000000020801",
     ]
 
 
 def _server_options(wanted: Resilience) -> str:
-    times = f"inter {_ms(wanted.interval)} fastinter {_ms(_FAST)} downinter {_ms(wanted.interval)}"
+    times = f"inter {_ms(wanted.interval)} fastinter {_ms(_FAST)} downinter {_ms(wanted.unhealthy_interval)}"
     counts = f"fall {wanted.unhealthy_threshold} rise {wanted.healthy_threshold}"
     return f"check {times} {counts} observe layer4 error-limit 5 on-error mark-down"
 

@@ -1,8 +1,8 @@
 """Active health checks: asks every server again and again, and has calls walk past those that do not answer well.
 
-One task per endpoint. It checks, tells `Endpoint.block` when that makes a difference, and sleeps; each sleep is shortened
-by chance, so that endpoints are not checked in step. Beside it one task per watched endpoint reads what the server says
-of itself, so that a server that begins to drain gets no call more. Neither ever waits for the other.
+One task per endpoint. It checks, tells `Endpoint.block` when that makes a difference, and sleeps; each sleep is
+shortened by chance, so that endpoints are not checked in step. Beside it one task per watched endpoint reads what the
+server says of itself, so that a server that begins to drain gets no call more.
 
 Regular checks go on while a server is watched: one that hangs says nothing. And the watch is given up as soon as the
 server says that it does not serve, since a stock server's graceful stop would wait for our stream until its grace is
@@ -18,13 +18,12 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import Protocol
 
-import grpc
 import grpc.aio
 
 from proxy.cluster.address import Address
 from proxy.cluster.endpoint import Cause, Endpoint
 from proxy.cluster.health import HealthState, Sign
-from proxy.control.probe import Answer, Probe
+from proxy.control.probe import NOT_THERE, Answer, Probe
 from proxy.control.settings import HealthSettings
 
 log = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ class HealthChecker:
         settings: HealthSettings,
         *,
         addresses: Mapping[str, Address] | None = None,
-        on_success: Callable[[Endpoint], None] | None = None,
+        on_success: Callable[[Endpoint], object] | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
         """`addresses`: by id, of endpoints that are checked elsewhere than where they serve. `on_success` is called
@@ -108,7 +107,7 @@ class EndpointCheck:
         probe: Asker,
         settings: HealthSettings,
         slots: asyncio.Semaphore,
-        on_success: Callable[[Endpoint], None],
+        on_success: Callable[[Endpoint], object],
         chance: Callable[[], float],
     ) -> None:
         """`slots`: shared by all endpoints; each check under way holds one."""
@@ -127,7 +126,7 @@ class EndpointCheck:
         self._told = 0
         """Times the watch has said something."""
         self._stirred = asyncio.Event()
-        """The watch has seen something that a check should look into."""
+        """The watch has ended: a check should look into that."""
 
     async def run(self) -> None:
         """Check until cancelled."""
@@ -206,14 +205,13 @@ class EndpointCheck:
                     self._told += 1
                     self._observe(answer)
                     if answer.sign is not Sign.PASSED:
-                        self._stirred.set()
-                        return
+                        break
         except grpc.aio.AioRpcError as error:
-            self._unwatchable = error.code() is grpc.StatusCode.UNIMPLEMENTED
-            if error.code() is grpc.StatusCode.UNAVAILABLE:  # the connection is lost
-                self._stirred.set()
+            self._unwatchable = error.code() in NOT_THERE
         except Exception:  # as above
             log.exception("the health watch of %s failed to watch", self.endpoint.id)
+        if not self._unwatchable:
+            self._stirred.set()  # it has bad news, or is lost, as when the server goes
 
     async def _unwatch(self) -> None:
         watch, self._watch = self._watch, None

@@ -14,13 +14,14 @@ There is no TLS to endpoints yet.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Final, NamedTuple
 
 import grpc
 import grpc.aio
-from districhat import chat_pb2, chat_pb2_grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from districhat import chat_pb2
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
 
 from proxy.cluster.address import Address
 from proxy.cluster.health import Sign
@@ -30,15 +31,22 @@ from proxy.transport.reactor import reason
 MAX_REASON: Final = 100
 """Characters of a server's own words that are passed on; a page of HTML should not fill the log."""
 
-_NOT_THERE: Final = (
+NOT_THERE: Final = (
     grpc.StatusCode.UNIMPLEMENTED,
     # Servers that demand credentials for every method demand them for this one: a statement about us, not about it.
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,
 )
+"""With these a server answers a question that it is no use to ask."""
 
-_LADDER: Final[tuple[Kind, ...]] = ("grpc_watch", "chat", "tcp")
-"""What `auto` tries in turn. The last always has an answer."""
+# Called by their paths, with bytes: to a stub, an answer that is not what it should be is None and a log line.
+_CHECK: Final = "/grpc.health.v1.Health/Check"
+_WATCH: Final = "/grpc.health.v1.Health/Watch"
+_CHAT_CHECK: Final = "/chat.ChatService/HealthCheck"
+
+_FIRST: Final[Kind] = "grpc_watch"
+_NEXT: Final[Mapping[Kind, Kind]] = {"grpc_watch": "chat", "chat": "tcp"}
+"""What `auto` tries first, and after what."""
 
 
 class Answer(NamedTuple):
@@ -59,8 +67,9 @@ class Probe:
     def __init__(self, address: Address, settings: HealthSettings) -> None:
         self._address = address
         self._settings = settings
+        self._request = health_pb2.HealthCheckRequest(service=settings.service).SerializeToString()
         self._channel: grpc.aio.Channel | None = None
-        self._found: Kind | None = None
+        self._found: Kind = _FIRST
         """What `auto` has come to."""
 
     @property
@@ -88,14 +97,12 @@ class Probe:
                 return await self._ask(kind)
             except _NotThereError as error:
                 return Answer(Sign.FAILED, str(error))
-        start = 0 if self._found is None else _LADDER.index(self._found)
-        for self._found in _LADDER[start:-1]:
+        while (kind := self._found) != "tcp":
             try:
-                return await self._ask(self._found)
+                return await self._ask(kind)
             except _NotThereError:
-                continue
-        self._found = _LADDER[-1]
-        return await self._ask(self._found)
+                self._found = _NEXT[kind]
+        return await self._ask(kind)
 
     async def _ask(self, kind: Kind) -> Answer:
         """Raises _NotThereError; not for `tcp`."""
@@ -105,25 +112,27 @@ class Probe:
         return await (self._chat() if kind == "chat" else self._grpc())
 
     async def _grpc(self) -> Answer:
-        request = health_pb2.HealthCheckRequest(service=self._settings.service)
-        stub = health_pb2_grpc.HealthStub(self._connected())
         try:
-            response = await stub.Check(request, timeout=self._settings.timeout)
+            return _status(await self._call(_CHECK, self._request))
         except grpc.aio.AioRpcError as error:
             # A server that does not know the service we were told to ask about is not the right one. But one that
             # knows nothing of itself as a whole has just left that out.
             if error.code() is grpc.StatusCode.NOT_FOUND and not self._settings.service:
                 raise _NotThereError(self._words(error)) from error
             return self._failure(error)
-        return _status(response)
 
     async def _chat(self) -> Answer:
-        stub: chat_pb2_grpc.ChatServiceAsyncStub = chat_pb2_grpc.ChatServiceStub(self._connected())
         try:
-            response = await stub.HealthCheck(chat_pb2.HealthRequest(), timeout=self._settings.timeout)
+            response = chat_pb2.HealthResponse.FromString(await self._call(_CHAT_CHECK, b""))
         except grpc.aio.AioRpcError as error:
             return self._failure(error)
+        except DecodeError:
+            return _NONSENSE
         return Answer(Sign.PASSED) if response.healthy else Answer(Sign.REFUSED, "says that it is not healthy")
+
+    async def _call(self, method: str, request: bytes) -> bytes:
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._connected().unary_unary(method)
+        return await call(request, timeout=self._settings.timeout)
 
     async def _tcp(self) -> Answer:
         loop = asyncio.get_running_loop()
@@ -138,8 +147,8 @@ class Probe:
         """What the server says of itself, now and at each change, until it ends that; it is told to when this is
         closed. Raises AioRpcError if it cannot be watched, or not any longer.
         """
-        request = health_pb2.HealthCheckRequest(service=self._settings.service)
-        call = health_pb2_grpc.HealthStub(self._connected()).Watch(request)
+        start: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._connected().unary_stream(_WATCH)
+        call = start(self._request)
         try:
             async for response in call:
                 yield _status(response)
@@ -150,7 +159,7 @@ class Probe:
         """Close the connection, which ends a `watch`, and forget what `auto` has come to. The next check begins
         afresh.
         """
-        self._found = None
+        self._found = _FIRST
         await self._disconnect()
 
     async def _disconnect(self) -> None:
@@ -173,7 +182,7 @@ class Probe:
         return self._channel
 
     def _failure(self, error: grpc.aio.AioRpcError) -> Answer:
-        if error.code() in _NOT_THERE:
+        if error.code() in NOT_THERE:
             raise _NotThereError(self._words(error)) from error
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return self._too_late()
@@ -185,11 +194,19 @@ class Probe:
     @staticmethod
     def _words(error: grpc.aio.AioRpcError) -> str:
         """`UNAVAILABLE: connection refused`, of which C-core makes four times as much."""
-        cause = (error.details() or "").rpartition(": ")[2].rstrip("]")
-        return f"{error.code().name}: {cause.lower()}"[:MAX_REASON]
+        cause = (error.details() or "no details").rpartition(": ")[2].rstrip("]").lower()
+        text = f"{error.code().name}: {cause}"[:MAX_REASON]
+        return "".join(character if character.isprintable() else " " for character in text)
 
 
-def _status(response: health_pb2.HealthCheckResponse) -> Answer:
+_NONSENSE: Final = Answer(Sign.FAILED, "the answer makes no sense")
+
+
+def _status(data: bytes) -> Answer:
+    try:
+        response = health_pb2.HealthCheckResponse.FromString(data)
+    except DecodeError:
+        return _NONSENSE
     if response.status == response.SERVING:
         return Answer(Sign.PASSED)
     known = response.status in health_pb2.HealthCheckResponse.ServingStatus.values()

@@ -40,8 +40,8 @@ class HealthSettings(BaseModel):
     timeout: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Seconds a check may take, connecting included."""
     unhealthy_threshold: int = Field(default=3, ge=1, le=1000)
-    """Failed checks in a row that make an endpoint unhealthy. One is enough if no check has passed yet, or if the server
-    itself says that it does not serve."""
+    """Failed checks in a row that make an endpoint unhealthy. One is enough if no check has passed yet, or if the
+    server itself says that it does not serve."""
     healthy_threshold: int = Field(default=2, ge=1, le=1000)
     """Passed checks in a row that make it healthy again. One is enough if none has passed before, or if the server had
     only said that it does not serve."""

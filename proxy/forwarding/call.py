@@ -354,7 +354,7 @@ class Call:
             self.forwarder.pools[endpoint].submit(self)
             return
         walk = self._leave(endpoint, why)
-        if self.buffer is not None and walk.may_move(outcome, self.head):
+        if self.buffer is not None and walk.may_move(outcome, self.head, blame=blame):
             self._offer_next(walk)
         else:
             self.refuse(status, f"{endpoint.id}: {why}")

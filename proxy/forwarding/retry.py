@@ -8,16 +8,20 @@ The question behind it: can the call have run? The classes are those of gRFC A6 
 | NOT_SENT | not one byte of the stream was written | T |
 | REFUSED | RST_STREAM(REFUSED_STREAM): not processed (RFC 9113, 8.7) | T once, then counted |
 | UNPROCESSED | GOAWAY with a lower last stream id: not processed (RFC 9113, 6.8) | T once, then counted |
-| LOST | connection lost after the request was written | P |
+| LOST | connection lost after the request was written | P, see below |
 | RESET | any other RST_STREAM before the response | P |
 | ANSWERED | a trailers-only UNAVAILABLE, RESOURCE_EXHAUSTED or ABORTED; HTTP 502, 503, 504 | P |
 | TIMED_OUT | no response within `per_try_timeout` | P |
+| UNSUITABLE | RST_STREAM(INADEQUATE_SECURITY, HTTP_1_1_REQUIRED): the set-up is wrong, everywhere | N |
 | OVERLOADED | too many calls wait for the server: its chats stay with it | N |
 
 T: always, and it costs nothing. Counted: on every route, since the call cannot have run, but it takes from the budget,
 so that a cluster that refuses is not asked three times as much. P: only on routes that say a call may run again, and
-from the budget. N: never. Whatever the class: never after the first byte of a response, never without every byte of
-the request, never more than `max_attempts` servers, never past the deadline.
+from the budget. One lost connection is one failure, and takes one token, however many calls were on it: they all may go
+on, once each, since a server that is gone cannot be overloaded by them. N: never.
+
+Whatever the class: never after the first byte of a response, never without every byte of the request, never more than
+`max_attempts` servers, never past the deadline.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ class Outcome(Enum):
     RESET = auto()
     ANSWERED = auto()
     TIMED_OUT = auto()
+    UNSUITABLE = auto()
     OVERLOADED = auto()
 
 
@@ -52,6 +57,7 @@ class RetryClass(Enum):
 
 UNPROCESSED = frozenset({Outcome.REFUSED, Outcome.UNPROCESSED})
 """The server had the call and says that it did not touch it."""
+_NEVER = frozenset({Outcome.UNSUITABLE, Outcome.OVERLOADED})
 _NEVER_LEFT = frozenset({Outcome.CONNECT_FAILED, Outcome.NOT_SENT})
 
 
@@ -61,7 +67,7 @@ def classify(outcome: Outcome, transparent_retries: int) -> RetryClass:
         return RetryClass.TRANSPARENT
     if outcome in UNPROCESSED:
         return RetryClass.COUNTED if transparent_retries else RetryClass.TRANSPARENT
-    if outcome is Outcome.OVERLOADED:
+    if outcome in _NEVER:
         return RetryClass.NEVER
     return RetryClass.PERMITTED
 
@@ -90,9 +96,14 @@ class RetryBudget:
         """A call went well. Hot callers test `tokens < max_tokens` themselves."""
         self.tokens = min(self.max_tokens, self.tokens + self._ratio)
 
+    @property
+    def exhausted(self) -> bool:
+        """So much has failed lately that nothing is repeated."""
+        return self.tokens <= self.max_tokens / 2
+
     def take(self, active: int) -> bool:
         """Start a repeat, if there may be one more among `active` calls under way; end it with `give_back`."""
-        if self.tokens <= self.max_tokens / 2 or self.repeating >= max(self._min, active * self._share):
+        if self.exhausted or self.repeating >= max(self._min, active * self._share):
             return False
         self.repeating += 1
         return True

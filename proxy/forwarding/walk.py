@@ -63,27 +63,34 @@ class Walk:
         self.left.append(endpoint)
         self._note(endpoint, why)
 
-    def may_move(self, outcome: Outcome, head: RequestHead) -> bool:
-        """Whether the call may go on to another server after `outcome`; takes from the budget if that costs."""
-        forwarder = self._forwarder
+    def may_move(self, outcome: Outcome, head: RequestHead, *, blame: bool = True) -> bool:
+        """Whether the call may go on to another server after `outcome`; takes from the budget if that costs.
+
+        Not `blame`: the failure has been counted already, with another call that it met.
+        """
         retry_class = classify(outcome, self._unprocessed)
         if retry_class is RetryClass.NEVER:
             return False
         if retry_class is RetryClass.TRANSPARENT:
             self._unprocessed += outcome in UNPROCESSED
             return True
-        if retry_class is RetryClass.PERMITTED:
-            if not head.route.repeatable:
-                return False
-            forwarder.budget.failed()
-            if head.previous_attempts + self.repeats >= forwarder.max_attempts:
-                return False
-        if not self._repeating:
-            if not forwarder.budget.take(forwarder.active):
-                return False
-            self._repeating = True
-        self.repeats += retry_class is RetryClass.PERMITTED
-        return True
+        permitted = retry_class is RetryClass.PERMITTED
+        if permitted and not self._is_permitted(head, blame=blame):
+            return False
+        budget = self._forwarder.budget
+        if outcome is Outcome.LOST:
+            allowed = not budget.exhausted
+        else:
+            allowed = self._repeating = self._repeating or budget.take(self._forwarder.active)
+        self.repeats += permitted and allowed
+        return allowed
+
+    def _is_permitted(self, head: RequestHead, *, blame: bool) -> bool:
+        if not head.route.repeatable:
+            return False
+        if blame:
+            self._forwarder.budget.failed()
+        return head.previous_attempts + self.repeats < self._forwarder.max_attempts
 
     def next(self) -> Endpoint | None:
         """The next server that is available and was not offered the call; None: there is none, or it had its tries."""

@@ -14,7 +14,7 @@ from proxy.cluster.endpoint import Cause, Endpoint
 from proxy.forwarding.call import Call
 from proxy.forwarding.retry import Outcome
 from proxy.grpc_wire.status import Status
-from proxy.http2 import ConnectionClosingError, Limits, NoAvailableStreamIDError, Outbox
+from proxy.http2 import MAX_STREAM_ID, ConnectionClosingError, Limits, NoAvailableStreamIDError, Outbox
 from proxy.transport.reactor import Handle, Reactor
 from proxy.transport.settings import UpstreamSettings
 from proxy.transport.upstream import UpstreamConnection
@@ -44,9 +44,9 @@ class UpstreamPool:
         """Ready for calls."""
         self.waiting: OrderedDict[Call, None] = OrderedDict()
         """Calls parked until there is a connection or a free stream, oldest first."""
-        self._settings = settings
+        self.settings = settings
         self._limits = limits
-        self._reactor = reactor
+        self.reactor = reactor
         self._outbox = outbox
         self._retired: set[UpstreamConnection] = set()
         self._connecting: UpstreamConnection | None = None
@@ -72,12 +72,12 @@ class UpstreamPool:
                     return
         if self._closed or (not self.connections and self._connecting is None and self._timer is not None):
             call.attempt_failed(Outcome.CONNECT_FAILED, self.endpoint.reason or "not connected")
-        elif len(self.waiting) >= self._settings.max_waiting:
+        elif len(self.waiting) >= self.settings.max_waiting:
             why = f"{len(self.waiting)} calls are waiting for it already"
             call.attempt_failed(Outcome.OVERLOADED, why, Status.RESOURCE_EXHAUSTED)
         else:
             if self.connections:
-                self._saturated_until = self._reactor.now() + SATURATED
+                self._saturated_until = self.reactor.now() + SATURATED
             self.waiting[call] = None
             self._grow()
 
@@ -87,12 +87,12 @@ class UpstreamPool:
         A server may count a stream a moment longer than the protocol does (C-core's overload protection), so that one
         opened in the place of another that has just ended is refused. That is no reason to leave the server.
         """
-        if self._reactor.now() >= self._saturated_until or not call.resubmit(MAX_REFUSALS):
+        if self.reactor.now() >= self._saturated_until or not call.resubmit(MAX_REFUSALS):
             return False
         self.waiting[call] = None
         self.waiting.move_to_end(call, last=False)
         if self._holding is None:
-            self._holding = self._reactor.call_later(REFUSED_PAUSE, self._resume)
+            self._holding = self.reactor.call_later(REFUSED_PAUSE, self._resume)
         return True
 
     def _resume(self) -> None:
@@ -109,7 +109,16 @@ class UpstreamPool:
         except (ConnectionClosingError, NoAvailableStreamIDError):
             self.retire(connection)
             return False
+        if connection.last_sid > MAX_STREAM_ID // 2:
+            self._rotate(connection)
         return True
+
+    def _rotate(self, connection: UpstreamConnection) -> None:
+        """Replace a connection that is old, or runs out of stream ids (RFC 9113, 5.1.1), by a fresh one."""
+        if connection in self.connections and not connection.aged:
+            connection.aged = True
+            if self._connecting is None:
+                self._connect()
 
     # From connections.
 
@@ -129,8 +138,19 @@ class UpstreamPool:
         self._stop_timer()
         self._connecting = self._attempt = None
         self._failures = 0
-        connection.opened_at = self._reactor.now()
+        connection.opened_at = self.reactor.now()
         self.connections.append(connection)
+        settings = self.settings
+        if settings.keepalive_interval:
+            self.reactor.call_later(settings.keepalive_interval, connection.keep_alive)
+        if settings.max_connection_age:
+            # gRFC A9: 10 % of jitter, so that connections opened together do not end together.
+            age = settings.max_connection_age * (0.9 + self.reactor.random() / 5)
+            self.reactor.call_later(age, lambda: self._rotate(connection))
+        for old in [each for each in self.connections if each.aged]:
+            self.connections.remove(old)
+            self._retired.add(old)
+            old.finish()
         if self.endpoint.blocked_by(Cause.CONNECT):
             log.info("%s is reachable again", self.endpoint.id)
         self.endpoint.unblock(Cause.CONNECT)
@@ -158,7 +178,7 @@ class UpstreamPool:
     def _replace(self, connection: UpstreamConnection, why: str = "") -> None:
         if self._closed or self.connections or self._connecting is not None:
             return
-        if why and not connection.last_sid and self._reactor.now() - connection.opened_at < YOUNG:
+        if why and not connection.last_sid and self.reactor.now() - connection.opened_at < YOUNG:
             self._connect_failed(why)
         else:
             self._connect()
@@ -167,23 +187,23 @@ class UpstreamPool:
 
     def _grow(self) -> None:
         """Open one connection more, if there may be more."""
-        if self._connecting is None and len(self.connections) < self._settings.max_connections:
+        if self._connecting is None and len(self.connections) < self.settings.max_connections:
             self._connect()
 
     def _connect(self) -> None:
         self._stop_timer()
         connection = self._connecting = UpstreamConnection(self, self._limits, self._outbox)
-        timeout = self._settings.connect_timeout
-        self._timer = self._reactor.call_later(timeout, self._connect_timed_out)
+        timeout = self.settings.connect_timeout
+        self._timer = self.reactor.call_later(timeout, self._connect_timed_out)
 
         def failed(why: str) -> None:
             if connection is self._connecting:
                 self._connect_failed(why)
 
-        self._attempt = self._reactor.connect(self.endpoint.address, connection, failed)
+        self._attempt = self.reactor.connect(self.endpoint.address, connection, failed)
 
     def _connect_timed_out(self) -> None:
-        self._connect_failed(f"no HTTP/2 connection within {self._settings.connect_timeout:g} s")
+        self._connect_failed(f"no HTTP/2 connection within {self.settings.connect_timeout:g} s")
 
     def _connect_failed(self, why: str) -> None:
         """Mark the server down unless another connection to it stands, and try again after the back-off."""
@@ -196,15 +216,15 @@ class UpstreamPool:
         self._stop_timer()
         if self._closed or self.connections:
             return  # a full pool that cannot grow: the parked calls wait for a free stream
-        settings = self._settings
+        settings = self.settings
         ceiling = min(settings.max_connect_backoff, settings.connect_backoff * 2.0**self._failures)
         # Half fixed, half jitter: full jitter may be zero, and the next call would pay for the connect again.
-        delay = ceiling * (0.5 + self._reactor.random() / 2)
+        delay = ceiling * (0.5 + self.reactor.random() / 2)
         self._failures += 1
         if not self.endpoint.blocked_by(Cause.CONNECT):
             log.warning("%s (%s) is down: %s", self.endpoint.id, self.endpoint.address, why)
         self.endpoint.block(Cause.CONNECT, f"cannot connect: {why}")
-        self._timer = self._reactor.call_later(delay, self._connect)
+        self._timer = self.reactor.call_later(delay, self._connect)
         parked, self.waiting = self.waiting, OrderedDict()
         for call in parked:
             call.attempt_failed(Outcome.CONNECT_FAILED, self.endpoint.reason)

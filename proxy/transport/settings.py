@@ -61,6 +61,17 @@ class UpstreamSettings(BaseModel):
     max_waiting: int = Field(default=1024, ge=0, le=1_000_000)
     """Calls per endpoint that may wait for a connection or a free stream; more fail with RESOURCE_EXHAUSTED."""
 
+    keepalive_interval: float = Field(default=300.0, ge=0, allow_inf_nan=False)
+    """Seconds between two PINGs on a connection with calls under way, 0: none. gRPC servers end the connection of a
+    client that pings more often than every 5 minutes while they have nothing to say, unless they are told otherwise."""
+    keepalive_timeout: float = Field(default=20.0, gt=0, allow_inf_nan=False)
+    """Seconds the server has to answer a PING."""
+    tcp_user_timeout: float = Field(default=20.0, ge=0, allow_inf_nan=False)
+    """Seconds that bytes we sent may stay unacknowledged by the server's kernel before the connection counts as dead,
+    0: as long as our kernel tries. Linux only."""
+    max_connection_age: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Seconds after which a connection is replaced, without disturbing its calls. 0: never."""
+
     @model_validator(mode="after")
     def _backs_off_upwards(self) -> Self:
         if self.max_connect_backoff < self.connect_backoff:

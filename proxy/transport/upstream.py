@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from typing import TYPE_CHECKING, Final, cast
 
 from proxy.forwarding.call import Call
@@ -20,6 +21,7 @@ from proxy.http2 import (
     Http2Connection,
     Limits,
     Outbox,
+    PingAcknowledged,
     ResponseReceived,
     Setting,
     SettingsReceived,
@@ -41,7 +43,18 @@ NO_STREAM_LIMIT: Final = 2**32 - 1
 class UpstreamConnection(Http2Connection, asyncio.Protocol):
     """One connection of a pool. It is ready for calls once the server's first SETTINGS are here."""
 
-    __slots__ = ("_last_goaway", "_why", "calls", "draining", "max_streams", "opened_at", "pool", "ready")
+    __slots__ = (
+        "_last_goaway",
+        "_pinged",
+        "_why",
+        "aged",
+        "calls",
+        "draining",
+        "max_streams",
+        "opened_at",
+        "pool",
+        "ready",
+    )
 
     def __init__(self, pool: UpstreamPool, limits: Limits, outbox: Outbox) -> None:
         super().__init__(client_engine(limits), outbox)
@@ -53,6 +66,9 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
         self.max_streams = NO_STREAM_LIMIT
         """The server's MAX_CONCURRENT_STREAMS."""
         self.opened_at = 0.0
+        self.aged = False
+        """To be replaced as soon as there is another."""
+        self._pinged = False
         self._last_goaway = ""
         self._why = ""
 
@@ -67,6 +83,11 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
             return
         wire.set_write_buffer_limits(high=WRITE_HIGH_WATER)
         self.wire = wire
+        user_timeout = self.pool.settings.tcp_user_timeout
+        peer: socket.socket | None = wire.get_extra_info("socket")
+        if user_timeout and peer is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            # RFC 5482: how long what was sent may stay unacknowledged. A peer that is cut off shows only by that.
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(user_timeout * 1000))
         self.mark_dirty()
 
     data_received = Http2Connection.receive
@@ -146,6 +167,8 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
                 pass
             elif code == ErrorCode.REFUSED_STREAM:
                 call.attempt_failed(Outcome.REFUSED, "refused the call (REFUSED_STREAM)")
+            elif code in (ErrorCode.INADEQUATE_SECURITY, ErrorCode.HTTP_1_1_REQUIRED):
+                call.attempt_failed(Outcome.UNSUITABLE, f"refused the connection's set-up ({code_name(code)})")
             else:
                 blame = code not in (ErrorCode.NO_ERROR, ErrorCode.CANCEL)
                 why = f"reset the call ({code_name(code)})"
@@ -183,6 +206,36 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
         self._why = "a bug of the proxy ended the connection"
         log.error("a bug ended a connection to %s", self.pool.endpoint.id, exc_info=error)
         self.abort()
+
+    # Age and keepalive.
+
+    def keep_alive(self) -> None:
+        """The interval is over: if calls depend on it, ask the server whether it is there."""
+        if self.closed:
+            return
+        pool = self.pool
+        if self.calls:
+            self._pinged = True
+            self.engine.ping()
+            self.mark_dirty()
+            pool.reactor.call_later(pool.settings.keepalive_timeout, self._expect_answer)
+        pool.reactor.call_later(pool.settings.keepalive_interval, self.keep_alive)
+
+    def on_ping_acknowledged(self, event: PingAcknowledged) -> None:  # noqa: ARG002 - we send one kind only
+        """The server is there."""
+        self._pinged = False
+
+    def _expect_answer(self) -> None:
+        if self._pinged and not self.closed:
+            self._why = f"no answer to a PING within {self.pool.settings.keepalive_timeout:g} s"
+            log.warning("%s: %s", self.pool.endpoint.id, self._why)
+            self.abort()
+
+    def finish(self) -> None:
+        """No new calls; close when the running ones are done."""
+        if not self.closed:
+            self.engine.send_goaway(ErrorCode.NO_ERROR)
+            self.mark_dirty()
 
     def settle(self) -> None:
         """Clients get credit for the request bytes that have left for the server."""

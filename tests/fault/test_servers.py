@@ -198,21 +198,23 @@ async def test_one_poisonous_chat_that_kills_whatever_serves_it_costs_the_others
     tmp_path: Path,
 ) -> None:
     """A call that may not run twice takes one server with it and no more."""
-    async with ledger_cluster(tmp_path, options=("--poison", "poison")) as cluster:
-        async with proxy_process(tmp_path, config(cluster.addresses())) as proxy:
-            first, *rest = proxy.walk("poison")
-            async with loaded(proxy.address, CHATS, workers=8, rate=400) as load:
-                await load.made(100)
-                before = time.monotonic()
-                record = await one_call(proxy.address, "poison")
-                assert record.statuses == UNAVAILABLE
-                await cluster[first].ended()
-                after = time.monotonic()
-                await load.made(100)
-                records = await load.stop()
-            assert all(cluster[id_].running for id_ in rest)
-            absent = [Absence(first, "poisoned", before, float("inf"))]
-            assert violations(records, cluster.ledger(), proxy.walk, absent) == []
-            for lost in failed(records):
-                assert (lost.kind, proxy.owner(lost.chat)) == ("once", first)
-                assert lost.started <= after
+    async with (
+        ledger_cluster(tmp_path, options=("--poison", "poison")) as cluster,
+        proxy_process(tmp_path, config(cluster.addresses())) as proxy,
+    ):
+        first, *rest = proxy.walk("poison")
+        async with loaded(proxy.address, CHATS, workers=8, rate=400) as load:
+            await load.made(100)
+            before = time.monotonic()
+            record = await one_call(proxy.address, "poison")
+            assert record.statuses == UNAVAILABLE
+            await cluster[first].ended()
+            after = time.monotonic()
+            await load.made(100)
+            records = await load.stop()
+        assert all(cluster[id_].running for id_ in rest)
+        absent = [Absence(first, "poisoned", before, float("inf"))]
+        assert violations(records, cluster.ledger(), proxy.walk, absent) == []
+        for lost in failed(records):
+            assert (lost.kind, proxy.owner(lost.chat)) == ("once", first)
+            assert lost.started <= after

@@ -1,4 +1,4 @@
-"""What calls the ledger servers ran, written so that nothing short of a power cut loses it, and what must be true of it.
+"""What calls the ledger servers ran, written so that nothing short of a power cut loses it.
 
 Two kinds of evidence, both made by one system call, so that a SIGKILL leaves either all of it or nothing:
 
@@ -89,8 +89,8 @@ class Entry:
     server: str
     pid: int
     event: str
-    """`start`, then `finish` or `cancel`; `arrive` and `duplicate` for the method with an idempotency key, whose `start`
-    comes after its link was made."""
+    """`start`, then `finish` or `cancel`. With an idempotency key: `arrive`, then `duplicate`, or `start` and `finish`
+    once its link was made."""
     at: float
     """time.monotonic(), which all processes of the machine share."""
     method: str
@@ -127,11 +127,14 @@ class LedgerWriter:
 class Ledger:
     """What all servers wrote in a directory, read at one moment."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path | None = None) -> None:
+        """None: nothing yet."""
         self.entries: defaultdict[str, list[Entry]] = defaultdict(list)
         """By call, in the order in which they were written."""
         self.applied: defaultdict[str, list[str]] = defaultdict(list)
         """By call: the servers that applied it."""
+        if directory is None:
+            return
         file = directory / "ledger"
         if file.exists():
             with file.open("rb") as lines:
@@ -141,6 +144,12 @@ class Ledger:
         for link in (directory / "applied").glob("*"):
             server, _, call = str(link.readlink()).partition(" ")
             self.applied[call].append(server)
+
+    def note(self, call: str, kind: str, server: str) -> None:
+        """An execution by a server in this process."""
+        if kind == "keyed":
+            self.applied[call].append(server)
+        self.entries[call].append(Entry(call, server, os.getpid(), "start", time.monotonic(), METHODS[kind]))
 
     def executions(self, call: str, kind: str) -> list[str]:
         """The servers that executed the call, one entry per execution."""

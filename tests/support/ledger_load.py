@@ -18,7 +18,7 @@ from tests.support.ledger import BIDI, METHODS, STREAM, Request
 from tests.support.polling import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
     from tests.support.ledger import Ledger
 
@@ -72,6 +72,8 @@ class Load:
     ) -> None:
         """`rate`: calls per second at most, of all workers. `delay_ms`: of each response. `responses`: of streams."""
         self.records: list[Record] = []
+        self.ended = 0
+        """Calls that have ended so far."""
         self._address = address
         self._chats = itertools.cycle(chats)
         self._kinds = itertools.cycle(kinds)
@@ -96,11 +98,6 @@ class Load:
         goal = self.ended + calls
         await eventually(lambda: self.ended >= goal or self._broken(), f"{calls} calls", patience)
         self._raise()
-
-    @property
-    def ended(self) -> int:
-        """Calls that have ended so far."""
-        return sum(1 for record in self.records if record.ended)
 
     def _broken(self) -> bool:
         return any(task.done() for task in self._tasks) and not self._stopping.is_set()
@@ -155,6 +152,7 @@ class Load:
                 if self._tasks[worker].cancelling():
                     raise
             record.ended = time.monotonic()
+            self.ended += 1
             if self._pause:
                 await self._rest(self._pause - (record.ended - record.started))
 
@@ -248,30 +246,35 @@ def violations(
     found: list[str] = []
     for record in records:
         executions = ledger.executions(record.call, record.kind)
-        wrong = []
-        if len(record.statuses) != 1 or not record.ended:
-            wrong.append(f"has {len(record.statuses)} final statuses")
-        if record.statuses == [grpc.StatusCode.DEADLINE_EXCEEDED]:
-            wrong.append("was stuck until its deadline")
-        if record.ok and len(executions) != 1:
-            wrong.append(f"went well, but was executed {len(executions)} times")
-        if record.ok and len(record.servers) != record.wanted:
-            wrong.append(f"went well with {len(record.servers)} of {record.wanted} responses")
-        if len(executions) > 1 and not record.ok:
-            wrong.append(f"was executed {len(executions)} times")
-        if len(set(record.servers)) > 1:
-            wrong.append("was answered by several servers")
-        for server in executions:
-            for passed in _before(walk(record.chat), server):
-                if not any(absence.server == passed and absence.explains(record) for absence in absences):
-                    wrong.append(f"ran at {server}, though {passed} comes before it and was there")
+        wrong = [*_wrong_counts(record, len(executions)), *_wrong_places(record, executions, walk, absences)]
         if wrong:
             found.append(f"{record.kind} {record.call}: {'; '.join(wrong)}\n{history(record, ledger)}")
     return found
 
 
-def _before(walk: Sequence[str], server: str) -> Sequence[str]:
-    return walk[: walk.index(server)]
+def _wrong_counts(record: Record, executions: int) -> Iterator[str]:
+    if len(record.statuses) != 1 or not record.ended:
+        yield f"has {len(record.statuses)} final statuses"
+    if record.statuses == [grpc.StatusCode.DEADLINE_EXCEEDED]:
+        yield "was stuck until its deadline"
+    if record.ok and executions != 1:
+        yield f"went well, but was executed {executions} times"
+    if record.ok and len(record.servers) != record.wanted:
+        yield f"went well with {len(record.servers)} of {record.wanted} responses"
+    if executions > 1 and not record.ok:
+        yield f"was executed {executions} times"
+    if len(set(record.servers)) > 1:
+        yield "was answered by several servers"
+
+
+def _wrong_places(
+    record: Record, executions: Sequence[str], walk: Callable[[str], Sequence[str]], absences: Sequence[Absence]
+) -> Iterator[str]:
+    for server in executions:
+        order = walk(record.chat)
+        for passed in order[: order.index(server)]:
+            if not any(absence.server == passed and absence.explains(record) for absence in absences):
+                yield f"ran at {server}, though {passed} comes before it and was there"
 
 
 def history(record: Record, ledger: Ledger) -> str:

@@ -40,8 +40,10 @@ def toml(
 ) -> str:
     """A configuration. `endpoints`: id to address. `routes`: the lines of each. `tables`: listener, ring, upstream, ...
 
-    The listener takes a free port unless told otherwise.
+    Unless told otherwise, the listener takes a free port, displaced chats go home at once, and servers are not checked,
+    as tests count their connections and calls.
     """
+    tables = {"failback": {"mode": "immediate"}, "health": {"kind": "off"}, **tables}
     listener: Table = {"address": "127.0.0.1:0", "drain_grace": 5.0}
     tables = {**tables, "listener": {**listener, **tables.get("listener", {})}}
     lines = []
@@ -139,14 +141,17 @@ class ProxyProcess:
 
 
 @asynccontextmanager
-async def proxy_process(directory: Path, config: str) -> AsyncIterator[ProxyProcess]:
-    """A proxy that listens. At the end it gets SIGTERM, must exit with 0, and must not have reported a bug."""
+async def proxy_process(directory: Path, config: str, *, launcher: Sequence[str] = ()) -> AsyncIterator[ProxyProcess]:
+    """A proxy that listens. At the end it gets SIGTERM, must exit with 0, and must not have reported a bug.
+
+    `launcher`: a command to start it by, which must become it (`ip netns exec`).
+    """
     file = directory / "proxy.toml"
     file.write_text(config, encoding="utf-8")
     log = directory / "proxy.stderr"
     with log.open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-W", "default", "-m", "proxy", "serve", "--config", str(file)),
+            *(*launcher, sys.executable, "-W", "default", "-m", "proxy", "serve", "--config", str(file)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=stderr,

@@ -52,6 +52,9 @@ class MemoryTransport:
         """The peer does not read: bytes stay in `outgoing`, and the protocol is told to pause."""
         self.high_water = 65_536
 
+    def get_extra_info(self, _name: str) -> None:
+        return None
+
     def set_write_buffer_limits(self, high: int) -> None:
         self.high_water = high
 

@@ -16,7 +16,8 @@ def cluster(count: int, **settings: object) -> tuple[list[Endpoint], OutlierDete
 
 
 def fail(detector: OutlierDetector, endpoint: Endpoint, times: int, now: float = 0.0, chats: int = 2) -> bool:
-    return any([detector.failed(endpoint, b"chat-%d" % (index % chats), now) for index in range(times)])
+    ejected = [detector.failed(endpoint, b"chat-%d" % (index % chats), now) for index in range(times)]
+    return any(ejected)
 
 
 def test_failures_in_a_row_of_different_chats_eject() -> None:

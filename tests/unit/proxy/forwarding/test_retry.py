@@ -14,6 +14,7 @@ TABLE = {
     Outcome.RESET: (RetryClass.PERMITTED, RetryClass.PERMITTED),
     Outcome.ANSWERED: (RetryClass.PERMITTED, RetryClass.PERMITTED),
     Outcome.TIMED_OUT: (RetryClass.PERMITTED, RetryClass.PERMITTED),
+    Outcome.UNSUITABLE: (RetryClass.NEVER, RetryClass.NEVER),
     Outcome.OVERLOADED: (RetryClass.NEVER, RetryClass.NEVER),
 }
 

@@ -535,6 +535,69 @@ def test_closing_the_pools_ends_every_state_for_good(state: str) -> None:
     assert all(connection.closed for connection in pool.connections)
 
 
+# Keepalive and age.
+
+
+def test_a_server_that_does_not_answer_a_ping_is_given_up_while_calls_depend_on_it() -> None:
+    world = World(upstream={"keepalive_interval": 60.0, "keepalive_timeout": 5.0})
+    for name in "ABC":
+        world.server(name)
+    client = world.start().client()
+    sid = client.request(message("chat-005"), path=CHAT)
+    world.run()
+    owner = world.at(world.owner("chat-005"))
+    world.advance(61.0)
+    assert owner.pings == 1
+    assert not client.exchanges[sid].ended
+    owner.flush = lambda: False  # type: ignore[method-assign] - a process that is stopped
+    world.advance(59.0)
+    assert not client.exchanges[sid].ended
+    world.advance(6.0)
+    assert client.exchanges[sid].status == 14
+    assert "no answer to a PING within 5 s" in client.exchanges[sid].message
+    world.assert_clean()
+
+
+def test_an_idle_connection_is_not_pinged() -> None:
+    """gRPC servers end the connections of clients that ping without calls (gRFC A8)."""
+    world = World(upstream={"keepalive_interval": 60.0}).echoing().start()
+    world.advance(3600.0)
+    assert [world.at(name).pings for name in "ABC"] == [0, 0, 0]
+
+
+def test_an_old_connection_is_replaced_without_disturbing_its_calls() -> None:
+    world = World(endpoints=endpoints("A"), upstream={"max_connection_age": 100.0})
+    old = world.server("A")
+    client = world.start().client()
+    running = client.request(message("chat-005"), path=CHAT, end=False)
+    world.run()
+    world.advance(111.0)
+    fresh = world.at("A")
+    assert fresh is not old
+    later = client.request(message("chat-005"), path=CHAT)
+    world.run()
+    assert (len(old.exchanges), len(fresh.exchanges)) == (1, 1)
+    client.engine.end_stream(running)
+    world.run()
+    old.respond(1)
+    fresh.respond(1)
+    world.run()
+    assert (client.exchanges[running].status, client.exchanges[later].status) == (0, 0)
+    assert not old.connected
+    world.assert_clean()
+
+
+def test_a_connection_is_replaced_before_its_stream_ids_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.transport.pool.MAX_STREAM_ID", 20)
+    world = World(endpoints=endpoints("A")).echoing().start()
+    client = world.client()
+    for _ in range(20):
+        sid = client.request(message())
+        world.run()
+        assert client.exchanges[sid].status == 0
+    assert [max(server.exchanges) for server in world.at("A").connections] == [11, 11, 11, 3]
+
+
 # Containment: the connections to servers carry the calls of many clients.
 
 

@@ -236,15 +236,48 @@ def test_repeats_are_a_small_part_of_the_calls_under_way() -> None:
     owner, second, _ = world.order("chat-005")
     sids = [client.request(message("chat-005")) for _ in range(50)]
     world.run()
-    world.at(owner).transport.abort()
+    for stream in list(world.at(owner).exchanges):
+        world.at(owner).engine.reset_stream(stream, ngh2.ErrorCode.INTERNAL_ERROR)
     world.run()
     assert len(calls_at(world, second)) == 5
-    assert sum(client.exchanges[sid].status == 14 for sid in sids) == 45
+    assert sum(client.exchanges[sid].status == 13 for sid in sids) == 45
     for exchange_sid in list(world.at(second).exchanges):
         world.at(second).respond(exchange_sid)
     world.run()
     world.assert_clean()
     assert world.proxy.forwarder.budget.repeating == 0
+
+
+def test_all_calls_of_a_lost_connection_may_be_repeated_once() -> None:
+    """A server that is gone cannot be overloaded by repeats, and one lost connection is one failure."""
+    world = World()
+    for name in "ABC":
+        world.server(name)
+    client = world.start().client()
+    owner, second, _ = world.order("chat-005")
+    sids = [client.request(message("chat-005")) for _ in range(100)]
+    world.run()
+    world.kill(owner)
+    for stream in list(world.at(second).exchanges):
+        world.at(second).respond(stream)
+    world.run()
+    assert {client.exchanges[sid].status for sid in sids} == {0}
+    assert world.proxy.forwarder.budget.tokens > 8
+    world.assert_clean()
+
+
+@pytest.mark.parametrize("code", [ngh2.ErrorCode.INADEQUATE_SECURITY, ngh2.ErrorCode.HTTP_1_1_REQUIRED])
+def test_a_reset_that_says_the_set_up_is_wrong_is_not_tried_elsewhere(code: int) -> None:
+    def refuse_set_up(server: Peer, sid: int, _exchange: Exchange) -> None:
+        server.begun.add(sid)
+        server.engine.reset_stream(sid, code)
+
+    world, owner = failing_owner(refuse_set_up)
+    client = world.client()
+    sid = client.request(message("chat-005"))
+    world.run()
+    assert client.exchanges[sid].status == 14
+    assert all(not calls_at(world, name) for name in "ABC" if name != owner)
 
 
 def test_many_failures_in_a_row_stop_the_repeats_and_successes_allow_them_again() -> None:
