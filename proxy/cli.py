@@ -20,6 +20,7 @@ _EPILOG = """\
 examples:
   districhat demo                               see chats stick, a server die, and every message still succeed
   districhat serve --config config/minimal.toml
+  districhat serve --takeover                   replace the running proxy without a failed call
   districhat check --config proxy.toml          every mistake in it, with its key
   districhat ring locate chat-007               who owns a chat, and who takes over
   districhat ring share --json                  how even the load is
@@ -56,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "serve":
         from proxy.commands.serve import serve
 
-        return serve(arguments.config)
+        return serve(arguments.config, take_over=arguments.takeover)
     if arguments.command == "check":
         from proxy.commands.check import check
 
@@ -94,7 +95,13 @@ def _parser() -> argparse.ArgumentParser:
     json = argparse.ArgumentParser(add_help=False)
     json.add_argument("--json", action="store_true", help="for programs: one JSON object on stdout")
 
-    _command(commands, "serve", "run the proxy until SIGTERM or Ctrl-C", config)
+    serve = _command(commands, "serve", "run the proxy until SIGTERM or Ctrl-C", config)
+    serve.add_argument(
+        "--takeover",
+        action="store_true",
+        help="take the port from the proxy that listens on it, which then finishes its calls and exits: a restart "
+        "without a refused connection or a failed call (Linux)",
+    )
     _command(commands, "check", "say whether a configuration is valid, or everything wrong with it", config, json)
     ring = _command(commands, "ring", "ask the ring about owners and shares")
     questions = ring.add_subparsers(dest="question", metavar="QUESTION", required=True)

@@ -26,6 +26,7 @@ from proxy.settings import Settings
 from proxy.transport.listener import Listener
 from proxy.transport.pool import UpstreamPool
 from proxy.transport.reactor import AsyncioReactor, Handle, Reactor, reason
+from proxy.transport.takeover import Handover, Takeover
 
 log = logging.getLogger(__name__)
 
@@ -145,16 +146,30 @@ class Proxy:
             chance=reactor.random,
         )
 
-    async def start(self) -> Address:
-        """Listen and connect to the endpoints. Returns the address listened on. Raises ConfigError if it is taken."""
+    async def start(self, *, take_over: bool = False) -> Address:
+        """Listen and connect to the endpoints. Returns the address listened on. Raises ConfigError if it is taken.
+
+        `take_over`: the port is asked of the proxy that has it, if there is one, which then ends.
+        """
         address = Address.parse(self._settings.listener.address)
+        takeover = await Takeover.begin(address) if take_over else None
         await self._checker.start()
+        if takeover is not None:
+            # Accepting before we have connections to the servers would let calls wait that the other proxy can serve.
+            self.start_watching()
         try:
-            opened = await self.listener.open(address)
+            opened = await self.listener.open(address, takeover.sockets if takeover is not None else ())
         except OSError as error:
             await self._checker.stop()
+            self.close()
+            if takeover is not None:
+                takeover.close()
             raise ConfigError([f"listener.address: cannot listen on {address}: {reason(error)}"]) from error
-        self.start_watching()
+        if takeover is None:
+            self.start_watching()
+        else:
+            await takeover.confirm()
+            log.info("took over %s", opened)
         return opened
 
     def start_watching(self) -> None:
@@ -179,15 +194,18 @@ class Proxy:
             pool.close()
 
 
-async def _run(settings: Settings) -> int:
+async def _run(settings: Settings, *, take_over: bool) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
     proxy = Proxy(settings, AsyncioReactor(loop))
-    address = await proxy.start()
+    address = await proxy.start(take_over=take_over)
+    handover = Handover(address, proxy.listener.sockets, stop.set)
+    handover.open()
     print(f"districhat ready on {address}", flush=True)
     await stop.wait()
+    await handover.close()
     for signum in (signal.SIGTERM, signal.SIGINT):  # a second one ends the drain at once
         loop.remove_signal_handler(signum)
     log.info("draining: running calls have %g s to finish", settings.listener.drain_grace)
@@ -197,11 +215,12 @@ async def _run(settings: Settings) -> int:
     return 0
 
 
-def serve(settings: Settings) -> int:
-    """Run the proxy until SIGTERM or SIGINT, then drain it. Prints one line on stdout when it listens.
+def serve(settings: Settings, *, take_over: bool = False) -> int:
+    """Run the proxy until SIGTERM, SIGINT or a successor that takes its port, then drain it. Prints one line on stdout
+    when it listens. `take_over`: take the port from the proxy that has it, if there is one.
 
     Returns 0, also if calls had to be cut off at the end of the grace. Raises ConfigError if the port is taken.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(settings))
+        return runner.run(_run(settings, take_over=take_over))

@@ -49,6 +49,8 @@ class OutlierSettings(BaseModel):
     """Seconds of the first ejection; of the second twice as long, and so on."""
     max_ejection_time: float = Field(default=300.0, gt=0, allow_inf_nan=False)
     """Seconds of an ejection at most."""
+    checks_to_return: int = Field(default=2, ge=1, le=1000)
+    """Active health checks an ejected server must pass to return before its time."""
     max_ejection_percent: float = Field(default=50.0, ge=0, le=100)
     """Servers that may be ejected at the same time, in percent of all. One is always left."""
     quarantine_time: float = Field(default=30.0, ge=0, allow_inf_nan=False)
@@ -58,7 +60,7 @@ class OutlierSettings(BaseModel):
 class _Record:
     """What is known of one endpoint."""
 
-    __slots__ = ("bad", "ejected_until", "ejections", "failures", "good", "keys")
+    __slots__ = ("bad", "checks", "ejected_until", "ejections", "failures", "good", "keys")
 
     def __init__(self) -> None:
         self.failures = 0
@@ -66,6 +68,8 @@ class _Record:
         self.keys: set[bytes] = set()
         """Of these failures, as many as matter."""
         self.ejected_until = 0.0
+        self.checks = 0
+        """Active checks passed since the ejection."""
         self.ejections = 0
         """How often lately."""
         self.good = 0
@@ -174,14 +178,19 @@ class OutlierDetector:
         record.ejections += 1
         seconds = min(settings.max_ejection_time, settings.base_ejection_time * record.ejections)
         record.ejected_until = now + seconds
+        record.checks = 0
         endpoint.block(Cause.EJECTED, f"ejected for {seconds:g} s after {why}")
         return True
 
     def checked_healthy(self, endpoint: Endpoint) -> bool:
-        """The active check says that `endpoint` is well, often enough: it returns before its time. Returns whether it
-        was ejected.
+        """`endpoint` has passed an active check: after `checks_to_return` of them it returns before its time. Returns
+        whether it did.
         """
         if not endpoint.blocked_by(Cause.EJECTED):
+            return False
+        record = self._records[endpoint]
+        record.checks += 1
+        if record.checks < self._settings.checks_to_return:
             return False
         endpoint.unblock(Cause.EJECTED)
         return True

@@ -10,9 +10,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def serve(config_file: Path | None) -> int:
-    """Run until a signal ends it. Raises ConfigError for bad settings, a port in use among them."""
+def serve(config_file: Path | None, *, take_over: bool) -> int:
+    """Run until a signal ends it, or a successor takes its port. `take_over`: be such a successor.
+
+    Raises ConfigError for bad settings, a port in use among them.
+    """
     settings = config.load(config_file)
     from proxy import server  # noqa: PLC0415 - the data path is loaded only once the settings are known to be good
 
-    return server.serve(settings)
+    return server.serve(settings, take_over=take_over)

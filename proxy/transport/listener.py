@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from collections.abc import Sequence
 from typing import Final
 
 from proxy.cluster.address import Address
@@ -26,17 +28,29 @@ class Listener:
         self._limits = limits
         self._reactor = reactor
         self._outbox = outbox
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._empty = asyncio.Event()
         self._empty.set()
+        self._draining = False
         self._cut_off = 0
 
-    async def open(self, address: Address) -> Address:
-        """Listen; returns where, with the real port. Raises OSError if that is not possible."""
+    async def open(self, address: Address, inherited: Sequence[socket.socket] = ()) -> Address:
+        """Listen on `address`, or on sockets that do so already. Returns where, with the real port. Raises OSError if
+        that is not possible.
+        """
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self.connection, address.host, address.port, backlog=BACKLOG)
-        host, port = self._server.sockets[0].getsockname()[:2]
+        if inherited:
+            for each in inherited:
+                self._servers.append(await loop.create_server(self.connection, sock=each, backlog=BACKLOG))
+        else:
+            self._servers.append(await loop.create_server(self.connection, address.host, address.port, backlog=BACKLOG))
+        host, port = self._servers[0].sockets[0].getsockname()[:2]
         return Address(host, port)
+
+    @property
+    def sockets(self) -> list[int]:
+        """The file descriptors that listen."""
+        return [each.fileno() for server in self._servers for each in server.sockets]
 
     def connection(self) -> DownstreamConnection:
         """The protocol of a client that is about to be connected."""
@@ -45,6 +59,8 @@ class Listener:
     def _opened(self, connection: DownstreamConnection) -> None:
         self.connections.add(connection)
         self._empty.clear()
+        if self._draining:
+            connection.start_drain()  # was accepted just before we stopped
 
     def _closed(self, connection: DownstreamConnection) -> None:
         self.connections.discard(connection)
@@ -56,8 +72,9 @@ class Listener:
 
         Calls that last longer end with UNAVAILABLE. Returns how many they were. Call it once.
         """
-        if self._server is not None:
-            self._server.close()
+        self._draining = True
+        for server in self._servers:
+            server.close()
         for connection in self.connections:
             connection.start_drain()
         timers = (

@@ -16,15 +16,12 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.fault import CHATS, GENEROUS, config, failed
-from tests.support.ledger_cluster import LedgerServer, ledger_cluster
-from tests.support.ledger_load import Absence, Load, loaded, violations
-from tests.support.polling import eventually
-from tests.support.proxy_process import ProxyProcess, Table, proxy_process
+from tests.support.fault import CHATS, GENEROUS, came_home, config, failed
+from tests.support.ledger_cluster import ledger_cluster
+from tests.support.ledger_load import Absence, loaded, violations
+from tests.support.proxy_process import Table, proxy_process
 
 HEALTH: Table = {"kind": "grpc_watch", "interval": 0.5, "unhealthy_interval": 0.2, "healthy_threshold": 1}
-RESTART = 60.0
-"""Seconds that one restart may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +63,7 @@ async def rolling(directory: Path, calls: int, *, least_restarts: int = 3, worke
             begin = time.monotonic()
             await load.made(100)
             await server.restart()
-            await _back(proxy, server, load)
+            await came_home(load, proxy.owner, server.id)
             absences.append(Absence(server.id, "restart", begin, time.monotonic() + 1.0))
             restarts += 1
         records = await load.stop()
@@ -80,17 +77,6 @@ async def rolling(directory: Path, calls: int, *, least_restarts: int = 3, worke
             sum(len(ledger.executions(record.call, record.kind)) > 1 for record in records),
             violations(records, ledger, proxy.walk, absences),
         )
-
-
-async def _back(proxy: ProxyProcess, server: LedgerServer, load: Load) -> None:
-    """Until the load's calls for the server's chats are served by it."""
-    since = len(load.records)
-    mine = {chat for chat in CHATS if proxy.owner(chat) == server.id}
-
-    def served() -> bool:
-        return any(record.chat in mine and record.servers == [server.id] for record in load.records[since:])
-
-    await eventually(served, f"{server.id} having its chats back", RESTART)
 
 
 def main() -> int:

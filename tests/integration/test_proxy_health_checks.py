@@ -21,7 +21,7 @@ from proxy.control.health import HealthChecker
 from proxy.control.settings import HealthSettings
 from tests.support.backend_server import backend_process
 from tests.support.grpc_server import channel, closed_port, echo_servers, server_of
-from tests.support.polling import PATIENCE, eventually
+from tests.support.polling import PATIENCE, eventually, settled
 from tests.support.proxy_process import addresses, proxy_process, toml
 from tests.support.raw_http2 import raw_server
 
@@ -274,6 +274,21 @@ async def test_the_start_does_not_wait_longer_than_told_and_takes_the_unchecked_
     assert "1 endpoints are not checked yet after 0.05 s" in caplog.text
 
 
+async def test_no_more_checks_than_allowed_are_under_way() -> None:
+    async with scripted(CHECK=None) as server:
+        address = Address("127.0.0.1", server.port)
+        settings = HealthSettings.model_validate({**ONCE, "kind": "grpc", "max_concurrent_checks": 2})
+        checker = HealthChecker([Endpoint(f"Server-{name}", address) for name in "ABCDE"], settings)
+        starting = asyncio.get_running_loop().create_task(checker.start())
+        try:
+            await eventually(lambda: server.asked[CHECK] == 2, "two checks")
+            await settled(lambda: server.asked[CHECK], "the checks", calm=0.1)
+            assert server.asked[CHECK] == 2
+        finally:
+            await checker.stop()
+            starting.cancel()
+
+
 async def test_every_passed_check_is_passed_on() -> None:
     passed: list[Endpoint] = []
     async with (
@@ -295,12 +310,12 @@ async def test_a_lost_watch_is_taken_up_again() -> None:
 async def test_a_stopped_server_is_blocked_and_back_after_it_continues() -> None:
     async with (
         backend_process("--id", "Server-A") as (process, address),
-        checked(Address.parse(address).port, **{**SHORT, "timeout": 1.0}) as endpoint,
+        checked(Address.parse(address).port, **{**SHORT, "timeout": 0.5}) as endpoint,
     ):
         assert endpoint.available
         os.kill(process.pid, signal.SIGSTOP)
         await becomes(endpoint, available=False)
-        assert endpoint.reason == "health check failed: no answer within 1 s"
+        assert endpoint.reason == "health check failed: no answer within 0.5 s"
         os.kill(process.pid, signal.SIGCONT)
         await becomes(endpoint, available=True)
 
@@ -319,14 +334,14 @@ async def test_chats_of_a_stopped_server_are_served_elsewhere_and_go_home_when_i
         backend_process("--id", "Server-A") as (_, address),
         backend_process("--id", "Server-B") as (stopped, stopped_address),
     ):
-        config = toml({"Server-A": address, "Server-B": stopped_address}, health={**SHORT, "timeout": 1.0})
+        config = toml({"Server-A": address, "Server-B": stopped_address}, health={**SHORT, "timeout": 0.5})
         async with proxy_process(tmp_path, config) as proxy, channel(proxy.address) as client:
             stub = chat_pb2_grpc.ChatServiceStub(client)
             chat = chat_pb2.ChatRequest(chat_id=proxy.key_of("Server-B"), message="hello")
             assert (await stub.PostMessage(chat)).server_id == "Server-B"
             os.kill(stopped.pid, signal.SIGSTOP)
             await eventually(lambda: "Server-B" in proxy.log(), "the hang's being noticed")
-            assert "is unhealthy: health check failed: no answer within 1 s" in proxy.log()
+            assert "is unhealthy: health check failed: no answer within 0.5 s" in proxy.log()
             assert (await stub.PostMessage(chat, timeout=PATIENCE)).server_id == "Server-A"
             os.kill(stopped.pid, signal.SIGCONT)
             await eventually(lambda: "is healthy again" in proxy.log(), "its return")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from proxy.settings import Settings
 from tests.support.ledger import ROUTES
 from tests.support.ledger_load import Load, Record, loaded
 from tests.support.polling import eventually
 from tests.support.proxy_process import Table, toml
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 EVERY_KIND = ("once", "keyed", "stream", "bidi")
 CHATS = [f"chat-{number}" for number in range(37)]
@@ -36,13 +35,24 @@ def config(addresses: Mapping[str, str], *, routes: Sequence[str] = ROUTES, **ta
     """A proxy's configuration: no health checks, no ejection, no quarantine, chats go home at once, unless `tables` say
     otherwise.
     """
-    known = {name: table for name, table in _QUIET.items() if name in Settings.model_fields}
-    return toml(addresses, routes=routes, **{**known, **tables})
+    return toml(addresses, routes=routes, **{**_QUIET, **tables})
 
 
 def failed(records: Sequence[Record]) -> list[Record]:
     """Those that did not go well."""
     return [record for record in records if not record.ok]
+
+
+async def came_home(load: Load, owner: Callable[[str], str], server_id: str, patience: float = 60.0) -> None:
+    """Until the load's calls for chats of the server are served by it again."""
+    since = len(load.records)
+
+    def served() -> bool:
+        return any(
+            record.servers and record.servers[0] == server_id == owner(record.chat) for record in load.records[since:]
+        )
+
+    await eventually(served, f"{server_id} having its chats back", patience)
 
 
 async def one_call(address: str, chat: str, kind: str = "once", *, delay_ms: int = 0) -> Record:

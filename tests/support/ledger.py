@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.support.messages import field, varint
 
@@ -124,6 +125,10 @@ class LedgerWriter:
         os.close(self._file)
 
 
+def _shared(value: object) -> Any:
+    return sys.intern(value) if isinstance(value, str) else value  # an hour's ledger has millions of each
+
+
 class Ledger:
     """What all servers wrote in a directory, read at one moment."""
 
@@ -139,7 +144,7 @@ class Ledger:
         if file.exists():
             with file.open("rb") as lines:
                 for line in lines:
-                    entry = Entry(**json.loads(line))
+                    entry = Entry(**{key: _shared(value) for key, value in json.loads(line).items()})
                     self.entries[entry.call].append(entry)
         for link in (directory / "applied").glob("*"):
             server, _, call = str(link.readlink()).partition(" ")

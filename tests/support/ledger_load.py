@@ -46,8 +46,10 @@ class Record:
     """Who sent each response."""
     wanted: int = 1
     """Responses to a call that goes well."""
+    channel: int = 0
+    """Which of the client's connections it is on."""
     abandoned: bool = False
-    """The client itself ended it."""
+    """The client itself closed that meanwhile."""
 
     @property
     def ok(self) -> bool:
@@ -83,6 +85,8 @@ class Load:
         self._name = f"call{next(_names)}"
         self._numbers = itertools.count(1)
         self._stopping = asyncio.Event()
+        self.channels = channels
+        """Connections of the clients."""
         self._channels = [self._open() for _ in range(channels)]
         self._tasks = [
             asyncio.get_running_loop().create_task(self._work(worker), name=f"load {worker}")
@@ -112,8 +116,7 @@ class Load:
         index %= len(self._channels)
         old, self._channels[index] = self._channels[index], self._open()
         for record in self.records:
-            if not record.ended:
-                record.abandoned = True  # perhaps: it may be another channel's
+            record.abandoned |= not record.ended and record.channel == index
         await old.close()
 
     async def stop(self) -> list[Record]:
@@ -136,11 +139,11 @@ class Load:
             kind = next(self._kinds)
             wanted = self._responses if kind in ("stream", "bidi") else 1
             call = f"{self._name}-{next(self._numbers)}"
-            record = Record(call, kind, next(self._chats), time.monotonic(), wanted=wanted)
+            index = worker % len(self._channels)
+            record = Record(call, kind, next(self._chats), time.monotonic(), wanted=wanted, channel=index)
             self.records.append(record)
-            channel = self._channels[worker % len(self._channels)]
             try:
-                await self._call(channel, record)
+                await self._call(self._channels[index], record)
                 record.statuses.append(grpc.StatusCode.OK)
             except grpc.aio.AioRpcError as error:
                 record.statuses.append(error.code())

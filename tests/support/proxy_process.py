@@ -141,17 +141,19 @@ class ProxyProcess:
 
 
 @asynccontextmanager
-async def proxy_process(directory: Path, config: str, *, launcher: Sequence[str] = ()) -> AsyncIterator[ProxyProcess]:
+async def proxy_process(
+    directory: Path, config: str, *, launcher: Sequence[str] = (), arguments: Sequence[str] = ()
+) -> AsyncIterator[ProxyProcess]:
     """A proxy that listens. At the end it gets SIGTERM, must exit with 0, and must not have reported a bug.
 
-    `launcher`: a command to start it by, which must become it (`ip netns exec`).
+    `launcher`: a command to start it by, which must become it (`ip netns exec`). `arguments`: more for `serve`.
     """
     file = directory / "proxy.toml"
     file.write_text(config, encoding="utf-8")
     log = directory / "proxy.stderr"
     with log.open("wb") as stderr:
         process = await asyncio.create_subprocess_exec(
-            *(*launcher, sys.executable, "-W", "default", "-m", "proxy", "serve", "--config", str(file)),
+            *(*launcher, sys.executable, "-W", "default", "-m", "proxy", "serve", "--config", str(file), *arguments),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=stderr,

@@ -352,9 +352,10 @@ class World:
             return
         if hasattr(server, "transport"):
             server = self.servers[address] = server.successor()
-        self._join(protocol, server)
+        self.join(protocol, server)
 
-    def _join(self, protocol: asyncio.Protocol, peer: Peer) -> None:
+    def join(self, protocol: asyncio.Protocol, peer: Peer) -> None:
+        """Connect a protocol of the proxy with a peer."""
         near, far = MemoryTransport(self, protocol), MemoryTransport(self, peer)
         near.peer, far.peer = far, near
         self._transports += [near, far]
@@ -406,7 +407,7 @@ class World:
 
     def client(self, settings: dict[int, int] | None = None) -> Client:
         client = Client(self, settings)
-        self._join(self.proxy.listener.connection(), client)
+        self.join(self.proxy.listener.connection(), client)
         self.run()
         return client
 

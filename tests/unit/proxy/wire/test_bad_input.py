@@ -80,7 +80,7 @@ class RawClient(Client):
     def __init__(self, world: World) -> None:
         super().__init__(world)
         self.flush = lambda: False  # type: ignore[method-assign]
-        world._join(world.proxy.listener.connection(), self)
+        world.join(world.proxy.listener.connection(), self)
         world.run()
         self.raw = b""
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from proxy.http2 import MAX_STREAM_ID
-from tests.support.wire import World, frame, message
+from tests.support.wire import Client, World, frame, message
 
 GRACE = 20.0
 
@@ -99,3 +99,19 @@ async def test_a_client_that_reads_nothing_cannot_keep_the_proxy_alive(world: Wo
         world.advance(GRACE + 1.5)
         assert await drain == 0
     assert not client.connected
+
+
+async def test_a_client_accepted_in_the_last_moment_is_asked_first_too(world: World) -> None:
+    early = world.client()
+    early.request(message("chat-001"), end=False, path=b"/chat.ChatService/Chat")  # keeps the drain going
+    world.run()
+    async with draining(world):
+        late = Client(world)
+        world.join(world.proxy.listener.connection(), late)
+        sid = late.request(message("chat-002"))
+        world.run()
+        assert late.goaways[0].last_stream_id == MAX_STREAM_ID
+        world.at(world.owner("chat-002")).respond(max(world.at(world.owner("chat-002")).exchanges))
+        world.run()
+        assert late.exchanges[sid].status == 0
+        assert not late.connected

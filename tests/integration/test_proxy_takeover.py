@@ -1,0 +1,127 @@
+"""`districhat serve --takeover`: replacing a running proxy under load, without a failed call."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING
+
+import grpc.aio
+import pytest
+
+from proxy.cluster.address import Address
+from proxy.transport import takeover
+from proxy.transport.takeover import Handover, Takeover, meeting_point
+from tests.support.grpc_server import channel, echo_servers
+from tests.support.polling import eventually
+from tests.support.proxy_process import addresses, proxy_process, toml
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(not takeover.SUPPORTED, reason="needs Linux: abstract unix sockets")
+
+UNARY = "/any.Service/Unary"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def test_a_successor_takes_the_port_under_load_and_no_call_fails(tmp_path: Path) -> None:
+    port = free_port()
+    done: list[bytes] = []
+    going = True
+
+    async def load(worker: int) -> None:
+        """Calls one after another, each hundredth on a connection of its own."""
+        while going:
+            async with channel(f"127.0.0.1:{port}") as client:
+                for turn in range(100):
+                    body = b"%d %d" % (worker, turn)
+                    done.append(await client.unary_unary(UNARY)(body, metadata=(("x-chat-id", f"chat-{turn}"),)))
+
+    async with echo_servers("Server-A", "Server-B") as servers:
+        config = toml(addresses(*servers), listener={"address": f"127.0.0.1:{port}"})
+        names = ("first", "second", "third")
+        for name in names:
+            (tmp_path / name).mkdir()
+        async with proxy_process(tmp_path / "first", config) as first:
+            first.signalled = True  # its successor ends it
+            workers = [asyncio.ensure_future(load(worker)) for worker in range(6)]
+            try:
+                await eventually(lambda: len(done) > 200, "calls through the first")
+                async with proxy_process(tmp_path / "second", config, arguments=("--takeover",)) as second:
+                    second.signalled = True
+                    before = len(done)
+                    assert await first.ended() == 0
+                    await eventually(lambda: len(done) > before + 200, "calls through the second")
+                    async with proxy_process(tmp_path / "third", config, arguments=("--takeover",)) as third:
+                        before = len(done)
+                        assert await second.ended() == 0
+                        await eventually(lambda: len(done) > before + 200, "calls through the third")
+                        going = False
+                        await asyncio.gather(*workers)
+                        assert "took over" in third.log()
+            finally:
+                going = False
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+
+
+async def test_without_a_predecessor_a_successor_starts_by_itself(tmp_path: Path) -> None:
+    async with echo_servers("Server-A") as servers:
+        config = toml(addresses(*servers))
+        async with (
+            proxy_process(tmp_path, config, arguments=("--takeover",)) as proxy,
+            channel(proxy.address) as client,
+        ):
+            assert await client.unary_unary(UNARY)(b"body") == b"body"
+
+
+async def test_a_successor_that_dies_before_it_is_ready_changes_nothing(tmp_path: Path) -> None:
+    async with echo_servers("Server-A") as servers:
+        async with proxy_process(tmp_path, toml(addresses(*servers))) as proxy:
+            begun = await Takeover.begin(Address.parse(proxy.address))
+            assert begun is not None
+            begun.close()
+            await eventually(lambda: "without taking over" in proxy.log(), "its being noticed")
+            async with channel(proxy.address) as client:
+                assert await client.unary_unary(UNARY)(b"body") == b"body"
+            begun = await Takeover.begin(Address.parse(proxy.address))
+            assert begun is not None, "it waits for the next one"
+            begun.close()
+
+
+async def test_a_second_proxy_on_the_port_of_another_waits_for_no_successor(caplog: pytest.LogCaptureFixture) -> None:
+    """Two network namespaces may use the same name; that must not keep a proxy from starting."""
+    address = Address("127.0.0.1", free_port())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as holder:
+        holder.bind(meeting_point(address))
+        handover = Handover(address, [], lambda: None)
+        handover.open()
+        await handover.close()
+    assert "no successor will be able to take over the port: address already in use" in caplog.text.lower()
+
+
+async def test_a_running_stream_ends_with_its_own_proxy_after_the_takeover(tmp_path: Path) -> None:
+    port = free_port()
+    async with echo_servers("Server-A") as (server,):
+        config = toml(addresses(server), listener={"address": f"127.0.0.1:{port}"})
+        for name in ("first", "second"):
+            (tmp_path / name).mkdir()
+        async with proxy_process(tmp_path / "first", config) as first, channel(first.address) as client:
+            first.signalled = True
+            call: grpc.aio.StreamStreamCall[bytes, bytes] = client.stream_stream("/any.Service/Bidi")()
+            await call.write(b"one")
+            assert await call.read() == b"one"
+            async with proxy_process(tmp_path / "second", config, arguments=("--takeover",)):
+                await call.write(b"two")
+                assert await call.read() == b"two"
+                await call.done_writing()
+                assert await call.read() is grpc.aio.EOF
+                assert await first.ended() == 0
