@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format serve proto bench clean
+.PHONY: help run test check format serve proto bench bench-faults fault chaos rolling clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # One stamp per set of extras: touched after a successful install, older than pyproject.toml means install again.
 $(VENV)/.installed: pyproject.toml
@@ -25,6 +25,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed-test
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
 	@touch $@
 
+$(VENV)/.installed-peers: $(VENV)/.installed-test
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,peers]'
+	@touch $@
+
 run: $(VENV)/.installed  ## the simulation: chats stick, a server dies, every message still succeeds
 	@$(BIN)/districhat demo $(ARGS)
 
@@ -33,6 +37,15 @@ serve: $(VENV)/.installed  ## three reference servers and the proxy on their def
 
 test: $(VENV)/.installed-test  ## all tests (ARGS="-k name" to choose)
 	@$(BIN)/python -m pytest $(ARGS)
+
+fault: $(VENV)/.installed-test  ## the fault suite alone: kills, hangs, partitions, bad servers, a minute of chaos
+	@$(BIN)/python -m pytest tests/fault $(ARGS)
+
+chaos: $(VENV)/.installed-test  ## an hour of random faults under load, checked against a ledger (ARGS="--seconds 600")
+	@$(BIN)/python -m tests.fault.chaos --seconds 3600 $(ARGS)
+
+rolling: $(VENV)/.installed-test  ## restart all servers in turn under 100,000 calls: none may fail
+	@$(BIN)/python -m tests.fault.rolling --calls 100000 $(ARGS)
 
 check: $(VENV)/.installed-dev  ## lint, format, types, import rules, generated code fresh
 	@$(BIN)/ruff check .
@@ -50,6 +63,9 @@ proto: $(VENV)/.installed-dev  ## generate the Python code of proto/districhat/c
 
 bench: $(VENV)/.installed-test  ## CPU per call, ours and a grpc.aio pass-through in one run
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-faults: $(VENV)/.installed-peers  ## servers restarted, killed, hung: ours beside Envoy, HAProxy and nginx
+	@$(BIN)/python -m bench.faults $(ARGS)
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

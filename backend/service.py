@@ -33,6 +33,9 @@ _Answer = TypeVar("_Answer")
 MAX_ID_BYTES = 4096
 """The most UTF-8 bytes of a chat id and of a message id: they are keys, in memory and in the store's indexes."""
 
+REQUEST_ID = "x-request-id"
+"""Metadata that proxies add to a call that they may send again."""
+
 _LOCATIONS = {
     CacheLevel.L1: chat_pb2.CACHE_L1,
     CacheLevel.L2: chat_pb2.CACHE_L2,
@@ -60,7 +63,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
     ) -> chat_pb2.ChatResponse:
         """Appends the message and answers when it is safe in the store and the reply is complete."""
         async with _failures_end(context):
-            return await self._answer(request)
+            return await self._answer(request, _request_id(context))
         raise AssertionError  # `abort` always raises
 
     async def StreamReply(  # noqa: N802 - the generated name
@@ -68,7 +71,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
     ) -> AsyncIterator[chat_pb2.ReplyChunk]:
         """Appends the message, then sends the reply as it is made. The last chunk has what PostMessage would answer."""
         async with _failures_end(context):
-            session, response = await self._apply(request)
+            session, response = await self._apply(request, _request_id(context))
             tokens = []
             async for token in self._engine.reply(session, session.recent[-1]):
                 tokens.append(token)
@@ -139,13 +142,18 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
             raise DrainingError
         return read.result()
 
-    async def _answer(self, request: chat_pb2.ChatRequest) -> chat_pb2.ChatResponse:
-        session, response = await self._apply(request)
+    async def _answer(self, request: chat_pb2.ChatRequest, request_id: str = "") -> chat_pb2.ChatResponse:
+        session, response = await self._apply(request, request_id)
         response.reply = "".join([token async for token in self._engine.reply(session, session.recent[-1])])
         return response
 
-    async def _apply(self, request: chat_pb2.ChatRequest) -> tuple[Session, chat_pb2.ChatResponse]:
-        """Stores the message. The session after it, and the response but for the reply."""
+    async def _apply(
+        self, request: chat_pb2.ChatRequest, request_id: str = ""
+    ) -> tuple[Session, chat_pb2.ChatResponse]:
+        """Stores the message, once for its `message_id`, or for the call's `request_id` if it has none.
+
+        Returns the session after it, and the response but for the reply.
+        """
         if self._draining.is_set():
             raise DrainingError
         if not request.chat_id:
@@ -153,13 +161,22 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         for name, value in (("chat_id", request.chat_id), ("message_id", request.message_id)):
             if len(value.encode()) > MAX_ID_BYTES:
                 raise InvalidRequestError(f"{name} must not be longer than {MAX_ID_BYTES} bytes")
+        key = request.message_id or (f"{REQUEST_ID}:{request_id}" if request_id else "")
         session, level = await self._cache.add_message(
-            request.chat_id, Message(request.message, request.sender_id, request.timestamp, request.message_id)
+            request.chat_id, Message(request.message, request.sender_id, request.timestamp, key)
         )
         response = chat_pb2.ChatResponse(
             success=True, server_id=self._server_id, cache_location=_LOCATIONS[level], message_count=session.length
         )
         return session, response
+
+
+def _request_id(context: ServicerContext[chat_pb2.ChatRequest, _Answer]) -> str:
+    """The `x-request-id` of a call: the same on every attempt of it. Empty if it has none, or an unusable one."""
+    for name, value in context.invocation_metadata() or ():
+        if name == REQUEST_ID and isinstance(value, str) and len(value) <= MAX_ID_BYTES // 2:
+            return value
+    return ""
 
 
 async def _read(context: _ChatContext) -> chat_pb2.ChatRequest | None:

@@ -102,6 +102,33 @@ async def test_chat_answers_each_message_in_order() -> None:
         assert 'Before it came: "to a"' in responses[2].reply
 
 
+async def test_a_repeated_call_with_the_same_request_id_is_applied_once() -> None:
+    """What a proxy relies on when it sends a call again that may have run."""
+    async with serving() as server, chat_stub(server.address) as stub:
+        post = ChatRequest(chat_id="chat", message="one")
+        first = await stub.PostMessage(post, metadata=(("x-request-id", "1"),))
+        again = await stub.PostMessage(post, metadata=(("x-request-id", "1"),))
+        chunks = [chunk async for chunk in stub.StreamReply(post, metadata=(("x-request-id", "1"),))]
+        other = await stub.PostMessage(post, metadata=(("x-request-id", "2"),))
+        assert [first.message_count, again.message_count, chunks[-1].response.message_count] == [1, 1, 1]
+        assert again.reply == first.reply
+        assert other.message_count == 2
+
+
+async def test_a_conversation_is_one_call_with_many_messages_so_its_request_id_identifies_none() -> None:
+    async with serving() as server, chat_stub(server.address) as stub:
+        call = stub.Chat(requests("chat", "chat"), metadata=(("x-request-id", "1"),))
+        assert [response.message_count async for response in call] == [1, 2]
+
+
+async def test_a_message_id_is_stronger_than_the_calls_request_id() -> None:
+    async with serving() as server, chat_stub(server.address) as stub:
+        for message_id, expected in (("a", 1), ("b", 2), ("a", 1)):
+            request = ChatRequest(chat_id="chat", message="one", message_id=message_id)
+            answer = await stub.PostMessage(request, metadata=(("x-request-id", "same"),))
+            assert answer.message_count == expected
+
+
 async def test_a_repeated_message_id_gives_the_first_answer() -> None:
     async with serving() as server, chat_stub(server.address) as stub:
         await stub.PostMessage(ChatRequest(chat_id="chat", message="zero"))
