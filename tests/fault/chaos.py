@@ -1,7 +1,8 @@
 """An hour of trouble: `python -m tests.fault.chaos --seconds 3600 --seed 7`.
 
 Ledger servers, a proxy, and grpcio clients with unary and streaming calls, while servers are killed, stopped,
-restarted, cut off and have their connections cut, by a schedule that follows from the seed. At the end the ledger must show:
+restarted, cut off and have their connections cut, by a schedule that follows from the seed. At the end the ledger must
+show:
 
 1. Each call has exactly one final status, and none was stuck.
 2. A call that went well was executed exactly once, and none was executed twice.
@@ -24,6 +25,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,6 +216,8 @@ async def _run(run: Chaos, seconds: float) -> list[str]:
     print(f"{len(records)} calls, the longest took {longest:.2f} s; {len(run.absences)} troubles")
     for what, count in sorted(outcome(records).items()):
         print(f"  {count:7d} {what}")
+    for why, count in Counter(record.details for record in failed(records)).most_common(10):
+        print(f"  {count:7d} x {why}")
     print(f"  {sum(record.abandoned for record in records):7d} of them while their client's connection was closed")
     if wrong:
         print(f"seed {run.seed}; schedule:", *run.log, sep="\n  ")
