@@ -229,7 +229,8 @@ class Call:
             if forwarder.calls_by_chat is not None and self._chat_is_full(forwarder.calls_by_chat, key):
                 return
             detector = forwarder.detector
-            if detector.quarantined and self._is_quarantined():
+            if detector.quarantined and (seconds := detector.quarantined_for(key, forwarder.now())):
+                self._turn_back(seconds)
                 return
             displaced = forwarder.displaced
             first = displaced.find(key, forwarder.now()) if displaced.chats else None
@@ -263,13 +264,17 @@ class Call:
 
     def _offer_next(self, walk: Walk) -> None:
         """Walk to the next server; with none left, the call fails."""
-        quarantined = self.forwarder.detector.quarantined.get(self.key)
-        endpoint = walk.next() if quarantined is None else None
+        forwarder = self.forwarder
+        detector = forwarder.detector
+        quarantined = detector.quarantined_for(self.key, forwarder.now()) if detector.quarantined else 0.0
+        endpoint = None if quarantined else walk.next()
         if endpoint is not None:
             self._offer(endpoint)
         elif walk.answer is not None:
             self._reply(walk.answer)
-        elif quarantined is None or not self._is_quarantined():
+        elif quarantined:
+            self._turn_back(quarantined)
+        else:
             self.refuse(Status.UNAVAILABLE, f"no server could take the call ({walk.story()})")
 
     def _walk(self) -> Walk:
@@ -281,15 +286,11 @@ class Call:
             walk = self.walk = Walk(self.forwarder, snapshot, snapshot.candidates(self.key))
         return walk
 
-    def _is_quarantined(self) -> bool:
-        """Whether the key is quarantined; then the call has been answered."""
-        seconds = self.forwarder.detector.quarantined_for(self.key, self.forwarder.now())
-        if not seconds:
-            return False
+    def _turn_back(self, seconds: float) -> None:
+        """End the call because its key is quarantined for so long."""
         why = f"this chat failed on two servers in a row and is quarantined for {seconds:.0f} s"
         # A negative pushback: the client shall not try again (gRFC A6).
         self._reply([*trailers_only(Status.UNAVAILABLE, why), (PUSHBACK, b"-1")])
-        return True
 
     def _chat_is_full(self, calls: dict[bytes, int], key: bytes) -> bool:
         """Count the call to its chat, or answer it if the chat has all the calls it may have."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.fault import CHATS, EVERY_KIND, config, failed, one_call
+from tests.support.fault import CHATS, EVERY_KIND, came_home, config, failed, one_call
 from tests.support.ledger_cluster import IDS, LedgerCluster
 from tests.support.ledger_load import Absence, Record, loaded, violations
 from tests.support.netns import Network, TunLink, VethLink, gateway, network
@@ -143,6 +143,26 @@ async def test_connections_that_are_cut_cost_only_what_they_carried_and_move_no_
             assert any(
                 absence.server == made.proxy.owner(record.chat) and absence.explains(record) for absence in absences
             )
+
+
+async def test_a_partition_is_found_out_and_its_chats_are_served_elsewhere_until_it_heals(tmp_path: Path) -> None:
+    health: Table = {"kind": "grpc_watch", "interval": 0.3, "unhealthy_interval": 0.2, "timeout": 0.3}
+    async with lab(tmp_path, health={**health, "unhealthy_threshold": 2, "healthy_threshold": 1}) as made:
+        began = time.monotonic()
+        async with loaded(made.address, CHATS, workers=8) as waiting:
+            await waiting.made(100)
+            made.link("Server-B").cut()
+            await eventually(lambda: "is unhealthy" in made.proxy.log(), "the partition's being found out")
+            assert time.monotonic() - began < 15.0
+            async with loaded(made.address, CHATS, kinds=EVERY_KIND, workers=8) as load:
+                await load.made(200)
+                records = await load.stop()
+            made.link("Server-B").mend()
+            await came_home(waiting, made.proxy.owner, "Server-B")
+            records += await waiting.stop()
+        assert [record.details for record in failed(records)] == []
+        absent = [Absence("Server-B", "partition", began, FOREVER)]
+        assert violations(records, made.cluster.ledger(), made.proxy.walk, absent) == []
 
 
 # Half-open TCP: one side is gone, the other does not know.

@@ -174,25 +174,34 @@ class Load:
             async for response in stream:
                 record.servers.append(response.decode())
         elif record.kind == "bidi":
-            call = channel.stream_stream(BIDI)(timeout=DEADLINE)
-            try:
-                for _ in range(record.wanted):
-                    await call.write(request)
-                    response = await call.read()
-                    if response is grpc.aio.EOF:
-                        break
-                    record.servers.append(response.decode())
-                await call.done_writing()
-            except asyncio.InvalidStateError:
-                pass  # how a write says that the call is over
-            code = await call.code()
-            if code is not grpc.StatusCode.OK:
-                raise grpc.aio.AioRpcError(
-                    code, await call.initial_metadata(), await call.trailing_metadata(), await call.details()
-                )
+            await _converse(channel, record, request)
         else:
             response = await channel.unary_unary(METHODS[record.kind])(request, timeout=DEADLINE)
             record.servers.append(response.decode())
+
+
+async def _converse(channel: grpc.aio.Channel, record: Record, request: bytes) -> None:
+    """Each request is sent when the last one was answered. (With an iterator, since a call's `write` that meets the end
+    of the call hides its status.)
+    """
+    turns = asyncio.Semaphore(1)
+    over = False
+
+    async def requests() -> AsyncIterator[bytes]:
+        for _ in range(record.wanted):
+            await turns.acquire()
+            if over:
+                return
+            yield request
+
+    try:
+        call = channel.stream_stream(BIDI)(requests(), timeout=DEADLINE)
+        async for response in call:
+            record.servers.append(response.decode())
+            turns.release()
+    finally:
+        over = True
+        turns.release()
 
 
 @asynccontextmanager
