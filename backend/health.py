@@ -24,10 +24,10 @@ CHAT_SERVICE = chat_pb2.DESCRIPTOR.services_by_name["ChatService"].full_name
 
 
 class HealthService(health_pb2_grpc.HealthServicer):
-    """Answers for "" (the whole server) and "chat.ChatService". `draining` is set once and for all."""
+    """Answers for "" (the whole server) and "chat.ChatService". `leaving` is set once and for all."""
 
-    def __init__(self, draining: asyncio.Event) -> None:
-        self._draining = draining
+    def __init__(self, leaving: asyncio.Event) -> None:
+        self._leaving = leaving
 
     async def Check(  # noqa: N802 - the generated name
         self, request: health_pb2.HealthCheckRequest, context: _Context
@@ -44,13 +44,13 @@ class HealthService(health_pb2_grpc.HealthServicer):
         """The state now and, if that was SERVING, once more when the server drains; then grpc-status 0."""
         first = self._state(request.service)
         await context.write(first)
-        await self._draining.wait()
+        await self._leaving.wait()
         if (last := self._state(request.service)) != first:
             await context.write(last)
 
     def _state(self, service: str) -> health_pb2.HealthCheckResponse:
         if service not in {"", CHAT_SERVICE}:
             return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
-        if self._draining.is_set():
+        if self._leaving.is_set():
             return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)

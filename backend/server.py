@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
@@ -32,11 +33,17 @@ class ChatServer:
     """A server that listens and serves. Made by `start`; ended by `drain`, by whoever started it."""
 
     def __init__(
-        self, settings: BackendSettings, server: grpc.aio.Server, store: SessionStore, draining: asyncio.Event
+        self,
+        settings: BackendSettings,
+        server: grpc.aio.Server,
+        store: SessionStore,
+        leaving: asyncio.Event,
+        draining: asyncio.Event,
     ) -> None:
         self._settings = settings
         self._server = server
         self._store = store
+        self._leaving = leaving
         self._draining = draining
         self.address = settings.address
         """`host:port` it listens on, with the real port."""
@@ -55,19 +62,19 @@ class ChatServer:
             )
         except StoreError as error:
             raise ConfigError([f"store.url: {error}"]) from error
-        draining = asyncio.Event()
+        leaving, draining = asyncio.Event(), asyncio.Event()
         # Without it two servers could share a port, each getting some of the connections.
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        self = cls(settings, server, store, draining)
+        self = cls(settings, server, store, leaving, draining)
         cache = HierarchicalCache(
             settings.cache.l1_capacity,
             settings.cache.l2_capacity,
             store=store,
             recent_messages=settings.cache.recent_messages,
         )
-        service = ChatService(settings.id, cache, engine or EchoEngine(settings.engine.token_delay), draining)
+        service = ChatService(settings.id, cache, engine or EchoEngine(settings.engine.token_delay), leaving, draining)
         chat_pb2_grpc.add_ChatServiceServicer_to_server(service, server)
-        health_pb2_grpc.add_HealthServicer_to_server(HealthService(draining), server)
+        health_pb2_grpc.add_HealthServicer_to_server(HealthService(leaving), server)
         reflection.enable_server_reflection((CHAT_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         try:
             await self._listen()
@@ -77,12 +84,20 @@ class ChatServer:
         return self
 
     async def drain(self) -> None:
-        """Says NOT_SERVING, takes no more calls, lets those that run finish within the grace, closes the store.
+        """Says NOT_SERVING, serves on while that news travels, then takes no more calls, lets those that run finish
+        within the grace, and closes the store.
 
-        A second call waits for the same end.
+        A second call cuts the notice short and waits for the same end.
         """
-        if not self._draining.is_set():
+        if self._leaving.is_set():
+            self._draining.set()
+        else:
             _log.info("%s draining, at most %g s", self._settings.id, self._settings.drain.grace)
+            self._leaving.set()
+            # gRPC cancels calls that reach a server between its stop and the client's hearing of it.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.drain.notice):
+                    await self._draining.wait()
             self._draining.set()
         await self._server.stop(self._settings.drain.grace)
         await self._store.close()

@@ -45,16 +45,25 @@ _LOCATIONS = {
 
 
 class ChatService(chat_pb2_grpc.ChatServiceServicer):
-    """Serves the five calls. `draining` is set once, by the server that is stopping.
+    """Serves the five calls. `leaving` is set once, when the server wants no new chats, and `draining` when it takes
+    no more calls.
 
     Failures end a call with a grpc-status and a message: INVALID_ARGUMENT for an empty or oversized id, UNAVAILABLE
     while draining or when the store cannot answer for the message, INTERNAL when the engine has no reply.
     """
 
-    def __init__(self, server_id: str, cache: HierarchicalCache, engine: ReplyEngine, draining: asyncio.Event) -> None:
+    def __init__(
+        self,
+        server_id: str,
+        cache: HierarchicalCache,
+        engine: ReplyEngine,
+        leaving: asyncio.Event,
+        draining: asyncio.Event,
+    ) -> None:
         self._server_id = server_id
         self._cache = cache
         self._engine = engine
+        self._leaving = leaving
         self._draining = draining
         self._started = asyncio.get_running_loop().time()
 
@@ -126,10 +135,10 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         request: chat_pb2.HealthRequest,  # noqa: ARG002
         context: ServicerContext[chat_pb2.HealthRequest, chat_pb2.HealthResponse],  # noqa: ARG002
     ) -> chat_pb2.HealthResponse:
-        """Healthy until the server drains."""
+        """Healthy until the server wants to go."""
         uptime = asyncio.get_running_loop().time() - self._started
         return chat_pb2.HealthResponse(
-            healthy=not self._draining.is_set(), server_id=self._server_id, uptime_seconds=int(uptime)
+            healthy=not self._leaving.is_set(), server_id=self._server_id, uptime_seconds=int(uptime)
         )
 
     async def _next_request(self, context: _ChatContext, draining: asyncio.Task[bool]) -> chat_pb2.ChatRequest | None:

@@ -89,8 +89,11 @@ class EngineSettings(_Group):
 class DrainSettings(_Group):
     """The end."""
 
+    notice: float = Field(default=0.3, ge=0)
+    """Seconds after SIGTERM or SIGINT in which the server says NOT_SERVING but still takes calls: gRPC cancels those
+    that reach a server between its stop and their sender's hearing of it."""
     grace: float = Field(default=10.0, ge=0)
-    """Seconds for running calls after SIGTERM or SIGINT. Those that take longer are cancelled."""
+    """Seconds for running calls after that. Those that take longer are cancelled."""
 
 
 class BackendSettings(_Group):

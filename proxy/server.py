@@ -13,6 +13,7 @@ import uvloop
 
 from proxy.cluster.address import Address
 from proxy.cluster.cluster import Cluster
+from proxy.cluster.endpoint import Endpoint
 from proxy.cluster.outlier import OutlierDetector, OutlierSettings
 from proxy.control.health import HealthChecker
 from proxy.errors import ConfigError
@@ -143,7 +144,7 @@ class Proxy:
             snapshot,
             settings.health,
             addresses={each.id: Address.parse(each.check_address or each.address) for each in settings.endpoints},
-            on_success=self.detector.checked_healthy,
+            on_success=self._passed_a_check,
             chance=reactor.random,
         )
 
@@ -154,21 +155,20 @@ class Proxy:
         """
         address = Address.parse(self._settings.listener.address)
         takeover = await Takeover.begin(address) if take_over else None
-        await self._checker.start()
-        if takeover is not None:
-            # Accepting before we have connections to the servers would let calls wait that the other proxy can serve.
-            self.start_watching()
         try:
             opened = await self.listener.open(address, takeover.sockets if takeover is not None else ())
+            # Only then, so that a port in use is said at once; and before the first client, so that none meets a server
+            # that nobody has looked at.
+            self.start_watching()
+            await self._checker.start()
+            await self.listener.serve()
         except OSError as error:
             await self._checker.stop()
             self.close()
             if takeover is not None:
                 takeover.close()
             raise ConfigError([f"listener.address: cannot listen on {address}: {reason(error)}"]) from error
-        if takeover is None:
-            self.start_watching()
-        else:
+        if takeover is not None:
             await takeover.confirm()
             log.info("took over %s", opened)
         return opened
@@ -178,6 +178,11 @@ class Proxy:
         for pool in self.pools.values():
             pool.start()
         self._sweeper.start()
+
+    def _passed_a_check(self, endpoint: Endpoint) -> None:
+        if self.detector.checked_healthy(endpoint):
+            log.info("%s is well again: its ejection ends before its time", endpoint.id)
+        self.pools[endpoint].try_now()
 
     async def stop(self) -> int:
         """Finish the running calls within the grace and close everything. Returns how many calls were cut off."""

@@ -47,12 +47,12 @@ def configuration(setup: Setup) -> str:
         *("frontend clients", f"  bind 127.0.0.1:{setup.port} proto h2"),
         *([f"  use_backend repeatable if {{ path {wanted.repeatable} }}"] if wanted else []),
         "  default_backend chats",
-        *_backend("chats", setup, _checks(wanted) if wanted else [], _server_options(wanted) if wanted else ""),
+        *_backend("chats", setup, [], "track repeatable/{name}" if wanted else ""),
     ]
     if wanted:
         limits = [f"  timeout server {_ms(wanted.per_try_timeout)}", f"  retries {wanted.attempts - 1}"]
         again = ["  retry-on all-retryable-errors", *limits]
-        lines += _backend("repeatable", setup, again, "track chats/{name}")
+        lines += _backend("repeatable", setup, [*again, *_checks(wanted)], _server_options(wanted))
     return "\n".join(lines) + "\n"
 
 
@@ -79,7 +79,7 @@ def _checks(wanted: Resilience) -> list[str]:
 def _server_options(wanted: Resilience) -> str:
     times = f"inter {_ms(wanted.interval)} fastinter {_ms(_FAST)} downinter {_ms(wanted.unhealthy_interval)}"
     counts = f"fall {wanted.unhealthy_threshold} rise {wanted.healthy_threshold}"
-    return f"check {times} {counts} observe layer4 error-limit 5 on-error mark-down"
+    return f"check {times} {counts} observe layer7 error-limit 5 on-error mark-down"
 
 
 def check_request() -> bytes:

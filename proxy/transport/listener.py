@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from proxy.cluster.address import Address
@@ -35,17 +36,21 @@ class Listener:
         self._cut_off = 0
 
     async def open(self, address: Address, inherited: Sequence[socket.socket] = ()) -> Address:
-        """Listen on `address`, or on sockets that do so already. Returns where, with the real port. Raises OSError if
-        that is not possible.
+        """Take `address`, or sockets that listen already; clients are accepted from `serve` on. Returns the address,
+        with the real port. Raises OSError if it cannot be had.
         """
-        loop = asyncio.get_running_loop()
+        create = partial(asyncio.get_running_loop().create_server, backlog=BACKLOG, start_serving=False)
         if inherited:
-            for each in inherited:
-                self._servers.append(await loop.create_server(self.connection, sock=each, backlog=BACKLOG))
+            self._servers = [await create(self.connection, sock=each) for each in inherited]
         else:
-            self._servers.append(await loop.create_server(self.connection, address.host, address.port, backlog=BACKLOG))
+            self._servers = [await create(self.connection, address.host, address.port)]
         host, port = self._servers[0].sockets[0].getsockname()[:2]
         return Address(host, port)
+
+    async def serve(self) -> None:
+        """Accept clients. Raises OSError if somebody else took the port meanwhile."""
+        for server in self._servers:
+            await server.start_serving()
 
     @property
     def sockets(self) -> list[int]:

@@ -62,6 +62,11 @@ class UpstreamPool:
         """Begin to connect, if no call has asked for that already."""
         self._grow()
 
+    def try_now(self) -> None:
+        """The server is known to be there: do not wait for the end of the back-off. Else nothing happens."""
+        if not self.connections and self._connecting is None and not self._closed:
+            self._connect()
+
     # From calls.
 
     def submit(self, call: Call) -> None:

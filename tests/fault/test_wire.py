@@ -205,10 +205,8 @@ async def test_when_one_call_in_ten_is_refused_none_fails(tmp_path: Path) -> Non
             assert record.servers[0] == proxy.walk(record.chat)[place], "each refusal is one step along the ring"
 
 
-@pytest.mark.parametrize(("code", "status"), [(12, "PERMISSION_DENIED"), (13, "INTERNAL")])
-async def test_a_reset_that_says_the_set_up_is_wrong_is_not_tried_elsewhere(
-    tmp_path: Path, code: int, status: str
-) -> None:
+@pytest.mark.parametrize("code", [12, 13])
+async def test_a_reset_that_says_the_set_up_is_wrong_is_not_tried_elsewhere(tmp_path: Path, code: int) -> None:
     """INADEQUATE_SECURITY and HTTP_1_1_REQUIRED: row 18."""
 
     async def complain(_bench: Bench, call: BadCall) -> None:
@@ -217,7 +215,8 @@ async def test_a_reset_that_says_the_set_up_is_wrong_is_not_tried_elsewhere(
     async with bench(tmp_path, complain) as (servers, proxy):
         record = await one_call(proxy.address, "chat-1", "keyed")
         assert sum(len(server.calls) for server in servers.servers.values()) == 1
-        assert codes(record) in (status, "INTERNAL", "UNKNOWN")
+        assert not record.ok
+        assert proxy.owner("chat-1") in record.details
 
 
 # GOAWAY
@@ -236,7 +235,7 @@ async def test_an_abrupt_goaway_after_every_few_requests_fails_no_call_and_moves
         if call.stream == last:
             call.connection.goaway(last)
         if sum(1 for stream in call.connection.calls if stream <= last) == limit and not open_calls(call.connection):
-            call.connection.close()
+            call.connection.finish()
 
     def open_calls(connection: BadConnection) -> bool:
         return any(
@@ -257,13 +256,15 @@ async def test_an_abrupt_goaway_after_every_few_requests_fails_no_call_and_moves
 @pytest.mark.parametrize("steps", [1, 2])
 async def test_goaway_at_random_points_fails_no_call(tmp_path: Path, steps: int) -> None:
     """Of any code, with any last stream id of those that may be; calls above it were not processed (RFC 9113, 6.8)."""
+    going: set[BadConnection] = set()
     ends: dict[BadConnection, int] = {}
 
     async def serve(bench: Bench, call: BadCall) -> None:
         connection = call.connection
         if call.stream > ends.get(connection, HIGHEST):
             return
-        if bench.chance.random() < 0.01 and connection not in ends:
+        if bench.chance.random() < 0.01 and connection not in going:
+            going.add(connection)
             if steps == 2:
                 connection.goaway(HIGHEST)
                 await asyncio.sleep(0)
@@ -275,7 +276,7 @@ async def test_goaway_at_random_points_fails_no_call(tmp_path: Path, steps: int)
         if connection in ends and all(
             ran(bench, each) for stream, each in connection.calls.items() if stream <= ends[connection]
         ):
-            connection.close()
+            connection.finish()
 
     def ran(bench: Bench, call: BadCall) -> bool:
         return call.complete.is_set() and bool(bench.faults[Request.decode(call.message).call])

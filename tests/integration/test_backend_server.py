@@ -244,7 +244,7 @@ async def test_two_servers_cannot_share_a_port() -> None:
 async def test_drain_tells_watchers_finishes_running_calls_and_takes_no_new_ones() -> None:
     engine = GatedEngine()
     async with (
-        serving(engine=engine, drain={"grace": 60.0}) as server,
+        serving(engine=engine, drain={"grace": 60.0, "notice": 0.0}) as server,
         chat_stub(server.address) as stub,
         grpc.aio.insecure_channel(server.address) as channel,
     ):
@@ -267,6 +267,22 @@ async def test_drain_tells_watchers_finishes_running_calls_and_takes_no_new_ones
         assert (await post).reply == "one two"
         assert (await read(stream)).token == " two"
         assert (await read(stream)).response.reply == "one two"
+        await drain
+
+
+async def test_while_the_news_of_its_leaving_travels_a_server_takes_calls() -> None:
+    async with (
+        serving(drain={"notice": 60.0}) as server,
+        chat_stub(server.address) as stub,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        watch = health_stub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await read(watch)).status == SERVING
+        drain = asyncio.get_running_loop().create_task(server.drain())
+        assert (await read(watch)).status == NOT_SERVING
+        assert not (await stub.HealthCheck(chat_pb2.HealthRequest())).healthy
+        assert (await stub.PostMessage(ChatRequest(chat_id="late"))).success
+        await server.drain()  # and a second word cuts it short
         await drain
 
 

@@ -84,17 +84,16 @@ async def test_without_a_predecessor_a_successor_starts_by_itself(tmp_path: Path
 
 
 async def test_a_successor_that_dies_before_it_is_ready_changes_nothing(tmp_path: Path) -> None:
-    async with echo_servers("Server-A") as servers:
-        async with proxy_process(tmp_path, toml(addresses(*servers))) as proxy:
-            begun = await Takeover.begin(Address.parse(proxy.address))
-            assert begun is not None
-            begun.close()
-            await eventually(lambda: "without taking over" in proxy.log(), "its being noticed")
-            async with channel(proxy.address) as client:
-                assert await client.unary_unary(UNARY)(b"body") == b"body"
-            begun = await Takeover.begin(Address.parse(proxy.address))
-            assert begun is not None, "it waits for the next one"
-            begun.close()
+    async with echo_servers("Server-A") as servers, proxy_process(tmp_path, toml(addresses(*servers))) as proxy:
+        begun = await Takeover.begin(Address.parse(proxy.address))
+        assert begun is not None
+        begun.close()
+        await eventually(lambda: "without taking over" in proxy.log(), "its being noticed")
+        async with channel(proxy.address) as client:
+            assert await client.unary_unary(UNARY)(b"body") == b"body"
+        begun = await Takeover.begin(Address.parse(proxy.address))
+        assert begun is not None, "it waits for the next one"
+        begun.close()
 
 
 async def test_a_second_proxy_on_the_port_of_another_waits_for_no_successor(caplog: pytest.LogCaptureFixture) -> None:

@@ -182,8 +182,15 @@ class BadConnection(asyncio.Protocol):
         """GOAWAY, and no more."""
         self.send(GoAwayFrame(0, last_stream_id=last_stream, error_code=code))
 
+    def finish(self) -> None:
+        """FIN after what was written, and read on, as nginx does ("lingering close"): close with unread bytes would be
+        a RST, which takes along what the proxy has not read yet.
+        """
+        if not self.transport.is_closing() and self.transport.can_write_eof():
+            self.transport.write_eof()
+
     def close(self) -> None:
-        """FIN after what was written."""
+        """FIN after what was written, or RST if there are unread bytes."""
         self.transport.close()
 
     def abort(self) -> None:
