@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,19 +115,30 @@ def write_json(plan: Plan, runs: Sequence[Run], machine: Mapping[str, str]) -> s
     return json.dumps(content, indent=2) + "\n"
 
 
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _set_up(plan: Plan) -> str:
+    return _paragraph(
+        f"Three servers behind one proxy. grpcio clients ({CHANNELS} connections) make {plan.rate:,} unary calls per"
+        f" second over {plan.chats} chats, by the clock (a hanging server does not slow them down), with a deadline of"
+        f" {DEADLINE:.0f} s, and keep {plan.streams} streams of {TOKEN_COUNT} messages in 2 s running. A unary call"
+        f" takes its server {WORK * 1000:.0f} ms. Every other one is of a method that must not run twice; the rest are"
+        " *repeatable*: every proxy is told that these may be run again. Servers append each start and finish of a"
+        " call to a ledger, which decides what ran, whatever proxies and clients believe. At SIGTERM a server says"
+        f" NOT_SERVING for {LAME_DUCK:.0f} s, then sends GOAWAY, and ends when its calls are done (at most"
+        f" {GRACE:.0f} s). After each fault there are {SETTLE:.0f} s for coming back."
+    )
+
+
 def _intro(plan: Plan) -> str:
     return f"""\
 # When servers fail: DistriChat, Envoy, HAProxy, nginx
 
 Written by `make bench-faults` (`python -m bench.faults --help`). Do not edit: the next run overwrites it.
 
-Three servers behind one proxy. grpcio clients ({CHANNELS} connections) make {plan.rate} unary calls per second over
-{plan.chats} chats, by the clock (a hanging server does not slow them down), with a deadline of {DEADLINE:.0f} s, and
-keep {plan.streams} streams of {TOKEN_COUNT} messages in 2 s running. A unary call takes its server
-{WORK * 1000:.0f} ms. Every other one is of a method that must not run twice; the rest are *repeatable*: every proxy is
-told that these may be run again. Servers append each start and finish of a call to a ledger, which decides what ran,
-whatever proxies and clients believe. At SIGTERM a server says NOT_SERVING for {LAME_DUCK:.0f} s, then sends GOAWAY, and
-ends when its calls are done (at most {GRACE:.0f} s). After each fault there are {SETTLE:.0f} s for coming back.
+{_set_up(plan)}
 
 ## How to read it
 - **failed, run once**: unary calls that must not run twice and did not end with OK. Those in flight at a server that is
@@ -148,15 +160,13 @@ One run each, on one machine with little room: small differences mean nothing, o
 
 def _peers_intro() -> str:
     wanted = Resilience(repeatable="")
-    return f"""
-For all, as far as they have it: a check every {wanted.interval:g} s with a timeout of {wanted.timeout:g} s,
-{wanted.unhealthy_threshold} bad ones out, {wanted.healthy_threshold} good ones in, {wanted.unhealthy_interval:g} s
-apart; connects within {wanted.connect_timeout:g} s; {wanted.attempts} servers tried; repeatable calls
-{wanted.per_try_timeout:g} s a try.
-The exact configurations are in `bench/peers/`.
-
-| peer | how |
-|---|---|"""
+    text = _paragraph(
+        f"For all, as far as they have it: a check every {wanted.interval:g} s with a timeout of {wanted.timeout:g} s,"
+        f" {wanted.unhealthy_threshold} bad ones out, {wanted.healthy_threshold} good ones in,"
+        f" {wanted.unhealthy_interval:g} s apart; {wanted.attempts} servers tried; repeatable calls"
+        f" {wanted.per_try_timeout:g} s a try. The exact configurations are in `bench/peers/`."
+    )
+    return f"\n{text}\n\n| peer | how |\n|---|---|"
 
 
 def _of_unary(numbers: Numbers, name: str) -> list[float | None]:

@@ -7,8 +7,9 @@ With `Resilience`: HAProxy 2.8 has no gRPC health check, so the check is a `tcp-
 that three failures take little longer than one. `retry-on conn-failure` with `option redispatch 1`: what did not reach
 a server goes to the next at once, and nothing else ("you should not use this unless you know how the application deals
 with replayed requests"); the repeatable method has a backend section of its own with `all-retryable-errors` and a
-server timeout, which shares the state of the checks (`track`). `observe layer4` marks a server down when five
-connects or connections in a row fail, without waiting for the check.
+server timeout. The checks stand there, because its timeouts are what tells of a hang first: `observe layer7` marks a
+server down after five errors in a row, and the section of the other methods follows (`track`). (Measured: with the
+checks and `observe layer4` in the other section a hang costs 470-670 failed calls instead of 150.)
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ PEER = Peer(
     version=_version,
     settings=(
         "`balance hdr(x-chat-id)`, `hash-type consistent`; `tcp-check` speaking grpc.health.v1, `fastinter` 250 ms;"
-        " `observe layer4`, `on-error mark-down`; `retry-on conn-failure`, `option redispatch 1`; the repeatable method"
+        " `observe layer7`, `on-error mark-down`; `retry-on conn-failure`, `option redispatch 1`; the repeatable method"
         " with `retry-on all-retryable-errors` and a `timeout server`"
     ),
 )

@@ -6,8 +6,9 @@ default nginx ends each after 1,000 requests with a GOAWAY that cuts off calls.
 With `Resilience`: the free nginx has no active checks, so a server is out after `max_fails` failed calls within
 `fail_timeout`, and for that long; the two are the threshold and the time (threshold x interval) of the others' checks.
 `grpc_next_upstream error timeout ...` passes a call on only if it was not sent yet, because gRPC calls are POSTs and
-so "non-idempotent"; the repeatable method adds `non_idempotent` and a read timeout. Errors nginx makes itself reach
-the client as gRPC statuses (`error_page`), as its vendor's guide to gRPC has it.
+so "non-idempotent"; the repeatable method adds `non_idempotent` and a read timeout, of which only the timeout has an
+effect: `grpc_pass` never buffers requests, and nginx passes on no unbuffered request that was sent. Errors nginx makes
+itself reach the client as gRPC statuses (`error_page`), as its vendor's guide to gRPC has it.
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ PEER = Peer(
     version=_version,
     settings=(
         "`hash $http_x_chat_id consistent`; no active checks in the free edition, so `max_fails=3 fail_timeout=6s`;"
-        f" `grpc_next_upstream {_CONDITIONS}`, on the repeatable method also `non_idempotent` and `grpc_read_timeout`;"
+        f" `grpc_next_upstream {_CONDITIONS}`, on the repeatable method also `non_idempotent` (without effect, as"
+        " grpc_pass never buffers) and `grpc_read_timeout`;"
         " no request limit on connections"
     ),
 )

@@ -63,6 +63,7 @@ class Call:
         "head",
         "kept",
         "key",
+        "reported",
         "request_ended",
         "request_id",
         "request_unacked",
@@ -113,6 +114,8 @@ class Call:
         """Bytes of it that count against the total of all calls."""
         self.request_ended = False
         self.response_started = False
+        self.reported = False
+        """Those who watch the servers know how it ended."""
         self.done = False
         self.request_unacked = 0
         self.response_unacked = 0
@@ -355,7 +358,7 @@ class Call:
             self.forwarder.pools[endpoint].submit(self)
             return
         walk = self._leave(endpoint, why)
-        if self.buffer is not None and walk.may_move(outcome, self.head, blame=blame):
+        if self.buffer is not None and walk.may_move(outcome, self.head, endpoint, blame=blame):
             self._offer_next(walk)
         else:
             self.refuse(status, f"{endpoint.id}: {why}")
@@ -390,9 +393,12 @@ class Call:
         if up is None or endpoint is None or self.buffer is None or not self.head.route.repeatable:
             return False
         why, pushback = read_refusal(headers, server_is_stopping=up.draining)
-        if why is None or pushback is None or not self._walk().may_move(Outcome.ANSWERED, self.head):
+        if why is None or pushback is None:
             return False
         self._report(headers)
+        if not self._walk().may_move(Outcome.ANSWERED, self.head, endpoint):
+            self.reported = True
+            return False
         up.calls.pop(self.up_sid)
         if not (end_stream and self.request_ended):
             up.reset(self.up_sid, ErrorCode.CANCEL)
@@ -416,8 +422,10 @@ class Call:
         if up is None or endpoint is None or self.buffer is None:
             return
         walk = self._walk()
-        if len(walk.left) + 1 < self.forwarder.max_attempts and walk.may_move(Outcome.TIMED_OUT, self.head):
-            self.forwarder.detector.failed(endpoint, self.key, self.forwarder.now())
+        if len(walk.left) + 1 >= self.forwarder.max_attempts:
+            return
+        self.forwarder.detector.failed(endpoint, self.key, self.forwarder.now())
+        if walk.may_move(Outcome.TIMED_OUT, self.head, endpoint):
             up.calls.pop(self.up_sid)
             up.reset(self.up_sid, ErrorCode.CANCEL)
             self._leave(endpoint, f"did not answer within {self.head.route.per_try_timeout:g} s")
@@ -470,7 +478,8 @@ class Call:
         if not down.dirty:
             down.mark_dirty()
         if end_stream:
-            self._report(headers)
+            if not self.reported:
+                self._report(headers)
             self._response_ended()
 
     def response_data(self, data: bytes, *, end_stream: bool) -> None:

@@ -18,7 +18,8 @@ The question behind it: can the call have run? The classes are those of gRFC A6 
 T: always, and it costs nothing. Counted: on every route, since the call cannot have run, but it takes from the budget,
 so that a cluster that refuses is not asked three times as much. P: only on routes that say a call may run again, and
 from the budget. One lost connection is one failure, and takes one token, however many calls were on it: they all may go
-on, once each, since a server that is gone cannot be overloaded by them. N: never.
+on, once each, since a server that is gone cannot be overloaded by them. The same holds for the calls of a server that
+has been found out meanwhile (ejected, unhealthy): nothing new goes there, so this cannot swell. N: never.
 
 Whatever the class: never after the first byte of a response, never without every byte of the request, never more than
 `max_attempts` servers, never past the deadline.

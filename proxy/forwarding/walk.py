@@ -63,10 +63,9 @@ class Walk:
         self.left.append(endpoint)
         self._note(endpoint, why)
 
-    def may_move(self, outcome: Outcome, head: RequestHead, *, blame: bool = True) -> bool:
-        """Whether the call may go on to another server after `outcome`; takes from the budget if that costs.
-
-        Not `blame`: the failure has been counted already, with another call that it met.
+    def may_move(self, outcome: Outcome, head: RequestHead, endpoint: Endpoint, *, blame: bool = True) -> bool:
+        """Whether the call may go on to another server after `outcome` on `endpoint`; takes from the budget if that
+        costs. Not `blame`: the failure has been counted already, with another call that it met.
         """
         retry_class = classify(outcome, self._unprocessed)
         if retry_class is RetryClass.NEVER:
@@ -75,10 +74,13 @@ class Walk:
             self._unprocessed += outcome in UNPROCESSED
             return True
         permitted = retry_class is RetryClass.PERMITTED
-        if permitted and not self._is_permitted(head, blame=blame):
+        gone = not endpoint.available
+        if permitted and not self._is_permitted(head, blame=blame and not gone):
             return False
         budget = self._forwarder.budget
-        if outcome is Outcome.LOST:
+        if gone:
+            allowed = True  # nobody sends it anything now: its calls come over once, and no more follow
+        elif outcome is Outcome.LOST:
             allowed = not budget.exhausted
         else:
             allowed = self._repeating = self._repeating or budget.take(self._forwarder.active)

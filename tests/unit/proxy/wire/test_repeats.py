@@ -378,3 +378,17 @@ def test_the_deadline_wins_over_every_repeat() -> None:
     resets = [exchange.reset for name in "ABC" for exchange in calls_at(world, name)]
     assert resets == [ngh2.ErrorCode.CANCEL] * 2
     world.assert_clean()
+
+
+def test_all_calls_of_a_server_that_hangs_come_over_once_it_is_found_out() -> None:
+    """The first timeouts eject it; the rest of its calls follow without a charge."""
+    routes = [{"method": "/a.B/Get", "key": {"field": "1"}, "idempotent": True, "per_try_timeout": 1.0}]
+    world = World(routes=routes).echoing()
+    world.at("A").on_request = None
+    client = world.start().client()
+    chats = [chat for chat in (f"chat-{number:03}" for number in range(300)) if world.owner(chat) == "A"]
+    sids = [client.request(message(chat), path=GET) for chat in chats]
+    world.advance(1.1)
+    assert {client.exchanges[sid].status for sid in sids} == {0}
+    assert len(sids) > 50
+    world.assert_clean()
