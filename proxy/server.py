@@ -139,7 +139,13 @@ class Proxy:
             listener.max_header_list_size,
             listener.max_header_count,
         )
-        self.listener = Listener(self.forwarder, from_client, reactor, self.outbox)
+        self.listener = Listener(
+            self.forwarder,
+            from_client,
+            reactor,
+            self.outbox,
+            first_message_timeout=listener.first_message_timeout,
+        )
         self._checker = HealthChecker(
             snapshot,
             settings.health,
@@ -207,7 +213,8 @@ async def _run(settings: Settings, *, take_over: bool) -> int:
         loop.add_signal_handler(signum, stop.set)
     proxy = Proxy(settings, AsyncioReactor(loop))
     address = await proxy.start(take_over=take_over)
-    handover = Handover(address, proxy.listener.sockets, stop.set)
+    configured = Address.parse(settings.listener.address)
+    handover = Handover(configured if configured.port else address, proxy.listener.sockets, stop.set)
     handover.open()
     # What is alive now stays alive, and calls make few cycles: fewer and smaller collections save 3 % of a call.
     gc.collect()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from bench.faults.outcome import OK
+from bench.faults.outcome import OK, STREAM_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -107,6 +107,23 @@ def analyse(
 def well(server: str, since: float, until: float, faults: Iterable[Fault]) -> bool:
     """Whether a server was well from `since` to `until`."""
     return not any(fault.server == server and fault.began <= until and since <= fault.back + SLACK for fault in faults)
+
+
+def longest_run(ledger: Mapping[str, Sequence[Execution]], faults: Sequence[Fault], since: float) -> float:
+    """Seconds that a unary call took a server which was well: far above 20 ms, the machine had no time for it.
+
+    Only of executions that began at `since` or later. No proxy has a part in it. 0 if there were none.
+    """
+    return max(
+        (
+            run.finished - run.started
+            for call, runs in ledger.items()
+            if not call.startswith(STREAM_PREFIX)
+            for run in runs
+            if run.finished is not None and run.started >= since and well(run.server, run.started, run.finished, faults)
+        ),
+        default=0.0,
+    )
 
 
 def _homes(outcomes: Sequence[Outcome], until: float) -> dict[str, str]:

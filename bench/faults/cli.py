@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from bench.errors import BenchError, UsageError
 from bench.faults.report import describe, document, tables, write_json
-from bench.faults.run import BEFORE, WARM_UP, Plan, compare
+from bench.faults.run import BEFORE, TRIES, WARM_UP, Plan, compare
 from bench.faults.scenarios import SCENARIOS, SETTLE
 from bench.faults.table import PEERS
 from bench.peers.base import Resilience, Setup
@@ -37,7 +37,8 @@ What ran is not asked of any proxy: the servers append every start and finish of
 
 _EPILOG = f"""\
 how long: a run is {WARM_UP:.0f} s of warm-up, {BEFORE:.0f} s before the fault, the fault, and {SETTLE:.0f} s after it.
-With the defaults about 25 s for kill and hang and 45 s for rolling, so about 8 minutes for everything.
+With the defaults about 25 s for kill and hang and 45 s for rolling, so about 10 minutes for everything. A run in
+which the machine had no time for clients or servers is made again, up to {TRIES} times in all.
 
 examples:
   python -m bench.faults                                      everything; writes docs/failures.md and the JSON

@@ -66,6 +66,8 @@ class Load:
         self._stopping = False
         self.outcomes: list[Outcome] = []
         self.skipped = 0
+        self.standstill = 0.0
+        """Seconds that this process was late at most: others had the CPU."""
 
     async def __aenter__(self) -> Self:
         self._spawn(self._unary_at_rate())
@@ -96,7 +98,9 @@ class Load:
                 else:
                     self.skipped += 1
             sent = due
+            asleep = time.monotonic()
             await asyncio.sleep(_TICK)
+            self.standstill = max(self.standstill, time.monotonic() - asleep - _TICK)
 
     async def _streams_in_a_row(self, index: int) -> None:
         await asyncio.sleep(2.0 * index / self._streams)  # so that they do not all begin and end together

@@ -9,6 +9,8 @@ Kind = Literal["plain", "repeatable", "stream"]
 """Unary and must not run twice; unary and may; a stream, which must not."""
 
 OK = "OK"
+STREAM_PREFIX = "s-"
+"""Of the ids of streams; other kinds have their own first letter."""
 
 
 @dataclass(frozen=True)

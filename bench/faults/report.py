@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from bench.faults.analysis import SLACK, UNARY
 from bench.faults.backend import GRACE, LAME_DUCK, TOKEN_COUNT, WORK
 from bench.faults.load import CHANNELS, DEADLINE
+from bench.faults.run import STANDSTILL, TRIES
 from bench.faults.scenarios import SCENARIOS, SETTLE
 from bench.machine import cpu_model, package_version, revision
 from bench.peers.base import Resilience
@@ -77,6 +78,8 @@ def details(run: Run) -> str:
     home = "none came home" if chats.home_after is None else f"the last to come home {chats.home_after:.1f} s after"
     parts.append(f"{chats.displaced} of {chats.count} chats displaced, {home}")
     parts.append(f"slowest success {' / '.join(_seconds(time) for time in _of_unary(run.numbers, 'slowest'))} s")
+    if run.standstill > STANDSTILL:
+        parts.append(f"DISTURBED: the machine had no time for clients or servers for {run.standstill:.1f} s")
     if run.numbers.skipped:
         parts.append(f"{run.numbers.skipped} calls not made: 10,000 were in flight")
     lost = sum(kind.lost for kind in kinds.values())
@@ -154,7 +157,10 @@ Written by `make bench-faults` (`python -m bench.faults --help`). Do not edit: t
   **failing for**: from the fault until the beginning of the last such call that failed (0: none did). Run once /
   repeatable; the worst server, where several were away.
 
-One run each, on one machine with little room: small differences mean nothing, orders of magnitude do.
+One run each, on one machine with little room: small differences mean nothing, orders of magnitude do. A run in which a
+client or a healthy server had no CPU for more than {STANDSTILL:g} s is made again, up to {TRIES} times in all: to a
+proxy such a pause looks like a fault, and it hits whoever is on. If all were disturbed, the least disturbed counts, and
+says so.
 """
 
 

@@ -16,8 +16,8 @@ from districhat import chat_pb2
 
 from bench.errors import BenchError
 from bench.faults import ledger
-from bench.faults.analysis import Numbers, analyse
-from bench.faults.backend import APPEND, APPEND_ONCE
+from bench.faults.analysis import Numbers, analyse, longest_run
+from bench.faults.backend import APPEND, APPEND_ONCE, WORK
 from bench.faults.load import Load
 from bench.faults.outcome import OK
 from bench.faults.scenarios import SETTLE, Fault, Scenario
@@ -34,6 +34,9 @@ WARM_UP = 3.0
 BEFORE = 4.0
 _HEALTHY = 0.8
 """Share of the rate that must be answered while nothing is wrong; else the run would say nothing about faults."""
+STANDSTILL = 0.5
+"""Seconds for which a client or a well server may have had no CPU: a run in which it was longer is repeated."""
+TRIES = 3
 _READY_WITHIN = 20.0
 _RUN_WITHIN = 180.0
 """Seconds a run may take beyond what its faults are meant to last."""
@@ -63,6 +66,8 @@ class Run:
     """Of load that counts."""
     away: tuple[float, ...]
     """How long each fault lasted, from the signal until the server served again."""
+    standstill: float
+    """Seconds for which a client or a well server had no CPU at most: not the proxy's doing, but it looks like it."""
     numbers: Numbers
     failures: tuple[str, ...]
     """Some failed calls, as their clients saw them."""
@@ -73,9 +78,20 @@ def compare(plan: Plan, progress: Callable[[str], None]) -> list[Run]:
     runs = []
     for scenario in plan.scenarios:
         for peer in plan.peers:
-            runs.append(asyncio.run(_bounded(plan, scenario, peer)))
+            runs.append(_undisturbed(plan, scenario, peer, progress))
             progress(f"{scenario.name:8} {peer.name:12} {summary(runs[-1].numbers)}")
     return runs
+
+
+def _undisturbed(plan: Plan, scenario: Scenario, peer: Peer, progress: Callable[[str], None]) -> Run:
+    """The first run in which the machine did not stand still; else the least disturbed of `TRIES`."""
+    tries: list[Run] = []
+    while len(tries) < TRIES:
+        tries.append(asyncio.run(_bounded(plan, scenario, peer)))
+        if tries[-1].standstill <= STANDSTILL:
+            break
+        progress(f"{scenario.name:8} {peer.name:12} disturbed: no CPU for {tries[-1].standstill:.1f} s")
+    return min(tries, key=lambda run: run.standstill)
 
 
 def summary(numbers: Numbers) -> str:
@@ -125,6 +141,7 @@ async def _run(plan: Plan, scenario: Scenario, peer: Peer) -> Run:
         scenario=scenario.name,
         seconds=span[1] - span[0],
         away=tuple(fault.back - fault.began for fault in faults),
+        standstill=max(load.standstill, longest_run(executions, faults, span[0]) - WORK),
         numbers=numbers,
         failures=_examples(load),
     )

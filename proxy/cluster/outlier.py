@@ -110,7 +110,8 @@ class OutlierDetector:
         record.bad += 1
         record.failures += 1
         if len(record.keys) < max(settings.min_chats, 2):
-            record.keys.add(key)
+            # Calls without a key belong to no chat, so each speaks for itself.
+            record.keys.add(key or b"\0call %d" % record.failures)
         self.troubled = True
         self._suspect(endpoint, key, now, died=False)
         if (
@@ -120,6 +121,10 @@ class OutlierDetector:
         ):
             return self._eject(endpoint, f"{record.failures} failures in a row", now)
         return False
+
+    def began(self, key: bytes) -> None:
+        """A server has begun to answer a call for `key`: it did not die of it."""
+        self._suspects.pop(key, None)
 
     def lost(self, endpoint: Endpoint, key: bytes, now: float) -> None:
         """The connection to `endpoint` broke with a call for `key` on it. Many calls share that fate and it counts as
@@ -196,7 +201,15 @@ class OutlierDetector:
         return True
 
     def sweep(self, now: float) -> list[Endpoint]:
-        """Let those return whose time is over. Returns them. Call it often: every second, say."""
+        """Let those return whose time is over, and forget old suspicions. Returns who returned. Call it often: every
+        second, say.
+        """
+        for key in [key for key, until in self.quarantined.items() if until <= now]:
+            del self.quarantined[key]
+        old = now - self._settings.quarantine_time
+        for key in [key for key, places in self._suspects.items() if max(places.values(), default=0.0) <= old]:
+            del self._suspects[key]
+        self._look_around()
         returned = []
         for endpoint, record in self._records.items():
             if endpoint.blocked_by(Cause.EJECTED) and record.ejected_until <= now:
@@ -211,6 +224,9 @@ class OutlierDetector:
         """
         ejected = self._below_the_others(now) if self._settings.success_rate else []
         for endpoint, record in self._records.items():
+            if not record.bad:
+                record.failures = 0  # those in a row were long ago
+                record.keys.clear()
             record.good = record.bad = 0
             if not endpoint.blocked_by(Cause.EJECTED) and record.ejections:
                 record.ejections -= 1

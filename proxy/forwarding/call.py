@@ -13,6 +13,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from proxy.cluster.endpoint import Endpoint
@@ -39,11 +40,14 @@ from proxy.grpc_wire.timeout import InvalidTimeout, format_timeout, parse_timeou
 from proxy.http2 import ErrorCode, NeverIndexedHeader, StreamUnavailableError
 
 if TYPE_CHECKING:
-    from proxy.forwarding.forwarder import Forwarder
+    from proxy.forwarding.forwarder import Forwarder, Handle
 
 ACCEPT_ENCODING: Final = (b"grpc-accept-encoding", b"identity,deflate,gzip")
 RESPONSE_HEADERS: Final = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 UNAVAILABLE: Final = b"14"
+HTTP_UNAVAILABLE: Final = frozenset({b"502", b"503", b"504"})
+MAX_PUSHBACK: Final = 10.0
+"""Seconds that a server may tell a call to wait before it is tried again; if it asks for more, the client is told."""
 
 
 class Call:
@@ -63,6 +67,7 @@ class Call:
         "head",
         "kept",
         "key",
+        "pause",
         "reported",
         "request_ended",
         "request_id",
@@ -73,6 +78,7 @@ class Call:
         "sid",
         "snapshot",
         "started",
+        "sweeps",
         "try_timer",
         "up",
         "up_sid",
@@ -105,6 +111,10 @@ class Call:
         self.walk: Walk | None = None
         """The way along the ring, once the first choice has failed."""
         self.try_timer: TryTimer | None = None
+        self.pause: Handle | None = None
+        """Ends the wait that a server asked for."""
+        self.sweeps = 0
+        """How often the call was seen without its first message."""
         self.request_id = b""
 
         self.buffer: list[bytes] | None = []
@@ -151,7 +161,7 @@ class Call:
                 self.refuse(Status.DEADLINE_EXCEEDED, "the deadline had passed when the call arrived")
                 return
             self.deadline = now + timeout
-            self.bucket = forwarder.deadlines.add(self, self.deadline)
+            self.bucket = forwarder.deadlines.add(self, self.deadline, now)
         if head.route.path is None:
             self._route(head.key)
         elif end_stream:
@@ -179,6 +189,13 @@ class Call:
         self.buffered += len(data)
         if not self.routed:
             self._look_for_key(data, end_stream=end_stream)
+
+    def swept(self, limit: int) -> None:
+        """Called now and then. A call that is seen `limit` times before its first message was complete ends."""
+        if not self.routed:
+            self.sweeps += 1
+            if self.sweeps >= limit:
+                self.refuse(Status.DEADLINE_EXCEEDED, "the first message did not come in time")
 
     def request_trailers(self) -> None:
         """The request ended with trailers. gRPC has none (Request -> Request-Headers *Length-Prefixed-Message EOS), so
@@ -212,8 +229,14 @@ class Call:
             self._reply([*trailers_only(rejected.status, str(rejected)), *known])
             return
         if found is PENDING:
-            # The key may come after more than a window of bytes: they count as taken, under the message limit.
-            self.pay_request(self.request_unacked)
+            # The key may come after more than a window of bytes: they count as taken, under the limits of the message
+            # and of all calls.
+            self.forwarder.kept += self.buffered - self.kept
+            self.kept = self.buffered
+            if self.forwarder.kept > self.forwarder.retry.replay_buffer_total:
+                self._turn_away(Status.RESOURCE_EXHAUSTED, "too many bytes of first messages wait for their key")
+            else:
+                self.pay_request(self.request_unacked)
         elif found is ABSENT:
             self._route(b"")
         else:
@@ -306,12 +329,22 @@ class Call:
         calls[key] = under_way + 1
         return False
 
+    def _uncount_chat(self, calls: dict[bytes, int]) -> None:
+        if calls[self.key] > 1:
+            calls[self.key] -= 1
+        else:
+            del calls[self.key]
+
     # From the pool and the upstream connection.
 
     def attach(self, up: Upstream) -> None:
         """Send the request on `up`: its headers, and the body so far. Raises ConnectionClosingError, with nothing
         changed, if the connection takes no more streams.
         """
+        if self.head.size > up.max_header_list:
+            # Sent all the same, it would end the server's connection, and everybody's calls with it.
+            self.refuse(Status.RESOURCE_EXHAUSTED, f"the server takes {up.max_header_list} bytes of metadata at most")
+            return
         engine = up.engine
         buffer = self.buffer
         assert buffer is not None  # noqa: S101 - a call is only offered while it can be sent whole
@@ -327,7 +360,7 @@ class Call:
         per_try_timeout = self.head.route.per_try_timeout
         if per_try_timeout is not None:
             self._stop_try()
-            self.try_timer = TryTimer(self, self.forwarder.now() + per_try_timeout)
+            self.try_timer = TryTimer(self, per_try_timeout)
         up.calls[sid] = self
         if self.request_unacked:
             up.owed.append(self)
@@ -343,7 +376,7 @@ class Call:
         endpoint = self.endpoint
         assert endpoint is not None  # noqa: S101 - there was an attempt
         detector = self.forwarder.detector
-        if outcome is Outcome.LOST:
+        if outcome is Outcome.LOST and not self.response_started:
             detector.lost(endpoint, self.key, self.forwarder.now())
         if blame:
             detector.failed(endpoint, self.key, self.forwarder.now())
@@ -353,7 +386,7 @@ class Call:
         if outcome is Outcome.OVERLOADED:
             self._turn_away(status, f"{endpoint.id}: {why}")
             return
-        if outcome is Outcome.UNPROCESSED and self.resubmit(1):
+        if outcome is Outcome.UNPROCESSED and endpoint.available and self._resubmit_once():
             # Its GOAWAY may only mean a new connection (nginx after 1,000 requests): the chat stays with its server.
             self.forwarder.pools[endpoint].submit(self)
             return
@@ -363,15 +396,23 @@ class Call:
         else:
             self.refuse(status, f"{endpoint.id}: {why}")
 
-    def resubmit(self, limit: int) -> bool:
-        """Leave the connection that did not process the call, to be submitted to the same pool once more.
+    def _resubmit_once(self) -> bool:
+        walk = self._walk()
+        if self.buffer is None or walk.resubmitted:
+            return False
+        walk.resubmitted = True
+        self.up = None
+        return True
 
-        Returns False, with nothing changed, if it cannot be sent again or has been `limit` times.
+    def take_back(self, limit: int) -> bool:
+        """Leave the connection that refused the call, to wait for another stream of the same server.
+
+        Returns False, with nothing changed, if it cannot be sent again or was refused `limit` times.
         """
         walk = self._walk()
-        if self.buffer is None or walk.resubmissions >= limit:
+        if self.buffer is None or walk.refusals >= limit:
             return False
-        walk.resubmissions += 1
+        walk.refusals += 1
         self.up = None
         return True
 
@@ -396,8 +437,12 @@ class Call:
         if why is None or pushback is None:
             return False
         self._report(headers)
-        if not self._walk().may_move(Outcome.ANSWERED, self.head, endpoint):
-            self.reported = True
+        if pushback > self._patience():
+            return False
+        if pushback:
+            if not end_stream:
+                return False  # the answer could not be kept for the client
+        elif not self._walk().may_move(Outcome.ANSWERED, self.head, endpoint):
             return False
         up.calls.pop(self.up_sid)
         if not (end_stream and self.request_ended):
@@ -405,14 +450,24 @@ class Call:
         walk = self._leave(endpoint, why)
         walk.answer = headers if end_stream else None
         if pushback:
-            self.forwarder.call_later(pushback, self._after_pushback)
+            self.pause = self.forwarder.call_later(pushback, partial(self._after_pushback, endpoint))
         else:
             self._offer_next(walk)
         return True
 
-    def _after_pushback(self) -> None:
-        if not self.done:
-            self._offer_next(self._walk())
+    def _patience(self) -> float:
+        """Seconds that a server may tell the call to wait."""
+        if self.deadline is None:
+            return MAX_PUSHBACK
+        return min(MAX_PUSHBACK, self.deadline - self.forwarder.now())
+
+    def _after_pushback(self, endpoint: Endpoint) -> None:
+        self.pause = None
+        walk = self._walk()
+        if walk.may_move(Outcome.ANSWERED, self.head, endpoint):
+            self._offer_next(walk)
+        elif walk.answer is not None:
+            self._reply(walk.answer)
 
     def try_timed_out(self) -> None:
         """The server did not begin its response within the route's `per_try_timeout`."""
@@ -425,11 +480,14 @@ class Call:
         if len(walk.left) + 1 >= self.forwarder.max_attempts:
             return
         self.forwarder.detector.failed(endpoint, self.key, self.forwarder.now())
-        if walk.may_move(Outcome.TIMED_OUT, self.head, endpoint):
+        following = walk.next(avoid=endpoint)
+        if following is not None and walk.may_move(Outcome.TIMED_OUT, self.head, endpoint):
             up.calls.pop(self.up_sid)
             up.reset(self.up_sid, ErrorCode.CANCEL)
             self._leave(endpoint, f"did not answer within {self.head.route.per_try_timeout:g} s")
-            self._offer_next(walk)
+            self._offer(following)
+        else:
+            walk.put_back(following)
 
     def _stop_try(self) -> None:
         if self.try_timer is not None:
@@ -442,9 +500,10 @@ class Call:
         forwarder = self.forwarder
         detector = forwarder.detector
         endpoint = self.endpoint
-        if endpoint is None:
+        if endpoint is None or self.reported:
             return
-        if status == UNAVAILABLE:
+        self.reported = True
+        if status == UNAVAILABLE or (status is None and headers[0][1] in HTTP_UNAVAILABLE):
             detector.failed(endpoint, self.key, forwarder.now())
         elif detector.troubled:
             detector.succeeded(endpoint, self.key)
@@ -473,13 +532,16 @@ class Call:
             self._stop_try()
         if self.walk is not None:
             self._settle_down()
+        forwarder = self.forwarder
+        if forwarder.detector.troubled:
+            forwarder.detector.began(self.key)
         down = self.down
         down.engine.send_response(self.sid, headers, end_stream=end_stream)
         if not down.dirty:
             down.mark_dirty()
+        if end_stream or headers[0][1] != b"200":
+            self._report(headers)
         if end_stream:
-            if not self.reported:
-                self._report(headers)
             self._response_ended()
 
     def response_data(self, data: bytes, *, end_stream: bool) -> None:
@@ -506,9 +568,11 @@ class Call:
     def broken(self) -> None:
         """A bug of the proxy met this call: end it on both sides, with as little of our own code as can be."""
         if not self.done:
-            self._abandon(ErrorCode.INTERNAL_ERROR)
-            self.down.reset(self.sid, ErrorCode.INTERNAL_ERROR)
-            self._end()
+            try:
+                self._abandon(ErrorCode.INTERNAL_ERROR)
+                self.down.reset(self.sid, ErrorCode.INTERNAL_ERROR)
+            finally:
+                self._end()
 
     def shut_down(self) -> None:
         """The proxy ends and cannot wait for this call."""
@@ -538,10 +602,12 @@ class Call:
     def refuse(self, status: Status, message: str) -> None:
         """End the call with a status of our own."""
         if self.response_started:
-            self.down.engine.send_trailers(self.sid, trailers(status, message))
-            self.down.mark_dirty()
-            if not self.request_ended:
-                self.down.reset_after_tail(self.sid)
+            down = self.down
+            if not down.closed:
+                down.engine.send_trailers(self.sid, trailers(status, message))
+                down.mark_dirty()
+                if not self.request_ended:
+                    down.reset_after_tail(self.sid)
             self._end()
         else:
             self._reply(trailers_only(status, message))
@@ -553,8 +619,15 @@ class Call:
 
     def respond(self, message: bytes, *, last: bool) -> None:
         """Answer the call ourselves, with a length-prefixed message. `last`: and with OK."""
-        self.response_started = True
-        self.down.engine.send_response(self.sid, RESPONSE_HEADERS)
+        try:
+            if not self.down.closed:
+                self.down.engine.send_response(self.sid, RESPONSE_HEADERS)
+                self.response_started = True
+        except StreamUnavailableError:
+            pass  # see `_reply`
+        if not self.response_started:
+            self.cancelled()
+            return
         self.say(message)
         if last:
             self.refuse(Status.OK, "")
@@ -566,14 +639,15 @@ class Call:
 
     def _reply(self, headers: Headers | list[tuple[bytes, bytes]]) -> None:
         down = self.down
-        try:
-            down.engine.send_response(self.sid, headers, end_stream=True)
-        except StreamUnavailableError:
-            pass  # reset in the same bytes that opened it; its StreamClosed event is on its way
-        else:
-            down.mark_dirty()
-            if not self.request_ended:
-                down.reset_after_tail(self.sid)
+        if not down.closed:
+            try:
+                down.engine.send_response(self.sid, headers, end_stream=True)
+            except StreamUnavailableError:
+                pass  # reset in the same bytes that opened it; its StreamClosed event is on its way
+            else:
+                down.mark_dirty()
+                if not self.request_ended:
+                    down.reset_after_tail(self.sid)
         self._end()
 
     def _abandon(self, code: ErrorCode) -> None:
@@ -607,12 +681,10 @@ class Call:
             self.walk.end()
         if self.try_timer is not None:
             self._stop_try()
-        calls = forwarder.calls_by_chat
-        if calls is not None and self.key:
-            if calls[self.key] > 1:
-                calls[self.key] -= 1
-            else:
-                del calls[self.key]
+        if self.pause is not None:
+            self.pause.cancel()
+        if forwarder.calls_by_chat is not None and self.key:
+            self._uncount_chat(forwarder.calls_by_chat)
         if self.request_unacked:
             self.pay_request(self.request_unacked)
 
@@ -686,9 +758,10 @@ class TryTimer:
 
     __slots__ = ("_bucket", "_call")
 
-    def __init__(self, call: Call, deadline: float) -> None:
+    def __init__(self, call: Call, seconds: float) -> None:
         self._call = call
-        self._bucket = call.forwarder.deadlines.add(self, deadline)
+        now = call.forwarder.now()
+        self._bucket = call.forwarder.deadlines.add(self, now + seconds, now)
 
     def deadline_exceeded(self) -> None:
         """The attempt's time is over."""

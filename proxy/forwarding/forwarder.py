@@ -33,13 +33,20 @@ class Pool(Protocol):
         """Drop a parked call. Nothing happens if it is not parked."""
 
 
+class Handle(Protocol):
+    """Something that will happen, and can be called off."""
+
+    def cancel(self) -> object:
+        """Call it off. Nothing happens if it is over."""
+
+
 class Shell(Protocol):
     """What calls need of the world outside."""
 
     def now(self) -> float:
         """Seconds on a clock that never goes back; it may stand still during one pass of the event loop."""
 
-    def call_later(self, delay: float, callback: Callable[[], None]) -> object:
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Handle:
         """Run `callback` `delay` seconds from now."""
 
 

@@ -20,6 +20,8 @@ PUSHBACK: Final = b"grpc-retry-pushback-ms"  # gRFC A6
 REQUEST_ID: Final = b"x-request-id"
 INTERNAL_PREFIX: Final = b"x-districhat-"
 """Metadata that only the proxy may write; from a client it is dropped."""
+ADDED: Final = 3 * 32 + 128
+"""Bytes that `grpc-timeout`, `x-request-id` and `grpc-previous-rpc-attempts` can add to a header list."""
 MAX_MEMO: Final = 1024
 """Header lists remembered."""
 MAX_MEMO_LIST: Final = 2048
@@ -43,6 +45,7 @@ class RequestHead:
         "previous_attempts",
         "rejection",
         "route",
+        "size",
         "wants_request_id",
         "with_route_timeout",
     )
@@ -55,6 +58,8 @@ class RequestHead:
         """`grpc-encoding`: how messages with the compressed flag are compressed."""
         self.key = fields.get(route.metadata, b"") if route.metadata is not None else b""
         """The key, on a route that takes it from metadata; empty if it is not there."""
+        self.size = sum(len(name) + len(value) + 32 for name, value in headers) + ADDED
+        """What the list counts for at a server (RFC 9113, 6.5.2: 32 bytes a field), with what we may add to it."""
         self.rejection = rejection
         """If not empty: answer with these headers and END_STREAM instead of forwarding."""
         self.health: str | None = None

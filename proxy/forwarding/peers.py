@@ -39,6 +39,7 @@ class Upstream(Protocol):
     owed: list[Call]
     last_sid: int
     draining: bool
+    max_header_list: int
 
     def mark_dirty(self) -> None:
         """There is something to send."""

@@ -27,6 +27,7 @@ class Walk:
     __slots__ = (
         "_candidates",
         "_forwarder",
+        "_postponed",
         "_reasons",
         "_repeating",
         "_skipped",
@@ -34,8 +35,9 @@ class Walk:
         "_unprocessed",
         "answer",
         "left",
+        "refusals",
         "repeats",
-        "resubmissions",
+        "resubmitted",
     )
 
     def __init__(self, forwarder: Forwarder, snapshot: ClusterSnapshot, candidates: Iterator[Endpoint]) -> None:
@@ -53,8 +55,11 @@ class Walk:
         """Servers that were offered the call and did not take it."""
         self.repeats = 0
         """Servers that may have run it."""
-        self.resubmissions = 0
-        """How often it was given to the same server once more, which was never at fault for that."""
+        self.resubmitted = False
+        """Was given to the same server once more, after its GOAWAY."""
+        self.refusals = 0
+        """How often it waits again for the same server, because of its stream limit."""
+        self._postponed: Endpoint | None = None
         self.answer: Headers | None = None
         """What a server answered before the call was tried again: the client's, if no other server takes the call."""
 
@@ -94,12 +99,22 @@ class Walk:
             self._forwarder.budget.failed()
         return head.previous_attempts + self.repeats < self._forwarder.max_attempts
 
-    def next(self) -> Endpoint | None:
-        """The next server that is available and was not offered the call; None: there is none, or it had its tries."""
+    def put_back(self, endpoint: Endpoint | None) -> None:
+        """`endpoint`, which `next` gave, was not made use of: it comes next again."""
+        self._postponed = endpoint
+
+    def next(self, avoid: Endpoint | None = None) -> Endpoint | None:
+        """The next server that is available and was not offered the call; None: there is none, or it had its tries.
+
+        `avoid`: the one that has the call now.
+        """
         if len(self.left) >= self._forwarder.max_attempts:
             return None
+        postponed, self._postponed = self._postponed, None
+        if postponed is not None and postponed.available:
+            return postponed
         for endpoint in self._candidates:
-            if endpoint in self.left:
+            if endpoint in self.left or endpoint is avoid:
                 continue
             if endpoint.available:
                 return endpoint

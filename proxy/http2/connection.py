@@ -105,7 +105,9 @@ class Http2Connection:
         except NGH2Error as error:
             self.on_engine_failure(error, data)
             return
-        self._dispatch(engine.events())
+        events = engine.events()
+        if events:
+            self._dispatch(events)
         if not self.dirty and not self.closed and engine.want_write:
             self.dirty = True
             self.outbox.add(self)
@@ -131,6 +133,9 @@ class Http2Connection:
                 self._reset_tails()
 
     def _dispatch(self, events: list[Event]) -> None:
+        if type(events[-1]) is ConnectionClosed:
+            # The engine takes no more calls although earlier events are still to be told: nothing may be asked of it.
+            self.closed = True
         handlers = self._handlers
         for event in events:
             handler = handlers.get(type(event))

@@ -40,10 +40,13 @@ class Outbox:
 
     def _flush(self) -> None:
         pending = self._pending
-        # The list grows while it is walked: a flush that returns credit makes the other side's connection dirty.
-        for connection in pending:
-            try:
-                connection.flush()
-            except Exception as error:
-                connection.fail(error)
-        pending.clear()
+        try:
+            # The list grows while it is walked: a flush that returns credit makes the other side's connection dirty.
+            for connection in pending:
+                try:
+                    connection.flush()
+                except Exception as error:
+                    connection.fail(error)
+        finally:
+            # Whatever happened: with anything left in it, nothing would ever be scheduled again.
+            pending.clear()

@@ -27,6 +27,7 @@ from proxy.http2 import (
     goaway_frame,
     server_engine,
 )
+from proxy.transport.containment import contained
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,16 @@ NOT_HTTP2: Final = (
 class DownstreamConnection(Http2Connection, asyncio.Protocol):
     """One client. `on_open` and `on_close` keep the listener's set of connections."""
 
-    __slots__ = ("_on_close", "_on_open", "calls", "forwarder", "greeted", "timeout_index")
+    __slots__ = (
+        "_finished",
+        "_noticed",
+        "_on_close",
+        "_on_open",
+        "calls",
+        "forwarder",
+        "greeted",
+        "timeout_index",
+    )
 
     def __init__(
         self,
@@ -58,6 +68,10 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
         self.forwarder = forwarder
         self._on_open = on_open
         self._on_close = on_close
+        self._noticed = False
+        """The first GOAWAY of our drain is under way."""
+        self._finished = False
+        """The final one is."""
         self.calls: dict[int, Call] = {}
         self.greeted = False
         """The client's preface and SETTINGS were good HTTP/2."""
@@ -87,11 +101,13 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
     def end_calls(self) -> None:
         """See `Http2Connection.end_calls`."""
         for call in tuple(self.calls.values()):
-            call.cancelled()
+            with contained(call):
+                call.cancelled()
         owed, self.owed = self.owed, []
         for call in owed:
             if call.response_unacked:
-                call.pay_response(call.response_unacked)
+                with contained(call):
+                    call.pay_response(call.response_unacked)
         self.tails.clear()
 
     # Events of the engine.
@@ -139,16 +155,22 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
         call = self.calls.pop(event.stream_id, None)
         if call is not None:
             call.cancelled()
-        if event.error_code and self.owed:
-            self.mark_dirty()  # what was queued on it is gone, so there is credit to return
+        if event.error_code:
+            if self.owed:
+                self.mark_dirty()  # what was queued on it is gone, so there is credit to return
+            if self.tails and event.stream_id in self.tails:
+                self.tails.remove(event.stream_id)
 
     def on_settings(self, event: SettingsReceived) -> None:  # noqa: ARG002 - the engine applies them
         """The client speaks HTTP/2."""
         self.greeted = True
 
     def on_ping_acknowledged(self, event: PingAcknowledged) -> None:  # noqa: ARG002 - we send one kind only
-        """The client has seen the first GOAWAY of our drain: what it starts from here on can be refused."""
-        self.finish_drain()
+        """The client has seen the first GOAWAY of our drain, if there was one: what it starts from here on can be
+        refused.
+        """
+        if self._noticed:
+            self.finish_drain()
 
     def on_connection_closed(self, event: ConnectionClosed) -> None:  # noqa: ARG002 - the peer was told
         """The engine has nothing more to say or to hear."""
@@ -208,6 +230,7 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
     def start_drain(self) -> None:
         """Ask the client for no more calls; `finish_drain` must follow."""
         if not self.closed:
+            self._noticed = True
             self.engine.send_shutdown_notice()
             # Written first: the engine lets PINGs overtake, and then their ACK would not prove that GOAWAY was seen.
             self.flush()
@@ -217,6 +240,7 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
 
     def finish_drain(self) -> None:
         """Take no more calls. The connection closes when the running ones are done. May be called twice."""
-        if not self.closed:
+        if not self.closed and not self._finished:
+            self._finished = True
             self.engine.send_goaway(ErrorCode.NO_ERROR)
             self.mark_dirty()

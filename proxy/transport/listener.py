@@ -11,8 +11,9 @@ from typing import Final
 from proxy.cluster.address import Address
 from proxy.forwarding.forwarder import Forwarder
 from proxy.http2 import Limits, Outbox
+from proxy.transport.containment import contained
 from proxy.transport.downstream import LAST_WORDS, DownstreamConnection
-from proxy.transport.reactor import Reactor
+from proxy.transport.reactor import Handle, Reactor
 
 DRAIN_NOTICE: Final = 5.0
 """Seconds that a client gets to acknowledge the first GOAWAY of a drain; grpc-go waits as long."""
@@ -20,10 +21,19 @@ BACKLOG: Final = 4096
 """Connections that the kernel accepts before we do; it caps this at net.core.somaxconn."""
 
 
+SWEEPS: Final = 4
+"""Looks at a call during its time for the first message: a timer per call would cost every call."""
+
+
 class Listener:
     """Accepts clients from `open` on, and ends them by `drain`."""
 
-    def __init__(self, forwarder: Forwarder, limits: Limits, reactor: Reactor, outbox: Outbox) -> None:
+    def __init__(
+        self, forwarder: Forwarder, limits: Limits, reactor: Reactor, outbox: Outbox, *, first_message_timeout: float
+    ) -> None:
+        """`first_message_timeout`: seconds that a call's first message may take, where the route needs it."""
+        self._first_message_timeout = first_message_timeout
+        self._sweeper: Handle | None = None
         self.connections: set[DownstreamConnection] = set()
         self._forwarder = forwarder
         self._limits = limits
@@ -49,8 +59,20 @@ class Listener:
 
     async def serve(self) -> None:
         """Accept clients. Raises OSError if somebody else took the port meanwhile."""
+        self.start_sweeping()
         for server in self._servers:
             await server.start_serving()
+
+    def start_sweeping(self) -> None:
+        """Begin to look for calls whose first message does not come."""
+        self._sweeper = self._reactor.call_later(self._first_message_timeout / SWEEPS, self._sweep)
+
+    def _sweep(self) -> None:
+        for connection in self.connections:
+            for call in [each for each in connection.calls.values() if not each.routed]:
+                with contained(call):
+                    call.swept(SWEEPS + 1)
+        self.start_sweeping()
 
     @property
     def sockets(self) -> list[int]:
@@ -88,8 +110,9 @@ class Listener:
             self._reactor.call_later(grace + LAST_WORDS, self._abort),
         )
         await self._empty.wait()
-        for timer in timers:
-            timer.cancel()
+        for timer in (*timers, self._sweeper):
+            if timer is not None:
+                timer.cancel()
         return self._cut_off
 
     def _finish_drain(self) -> None:
@@ -101,7 +124,8 @@ class Listener:
             calls = tuple(connection.calls.values())
             self._cut_off += len(calls)
             for call in calls:
-                call.shut_down()
+                with contained(call):
+                    call.shut_down()
 
     def _abort(self) -> None:
         for connection in tuple(self.connections):

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from functools import partial
 
 from proxy.cluster.endpoint import Cause, Endpoint
 from proxy.forwarding.call import Call
 from proxy.forwarding.retry import Outcome
 from proxy.grpc_wire.status import Status
 from proxy.http2 import MAX_STREAM_ID, ConnectionClosingError, Limits, NoAvailableStreamIDError, Outbox
+from proxy.transport.containment import contained
 from proxy.transport.reactor import Handle, Reactor
 from proxy.transport.settings import UpstreamSettings
 from proxy.transport.upstream import UpstreamConnection
@@ -25,6 +27,8 @@ YOUNG = 1.0
 """Seconds. A connection that ends younger than this without having carried a call counts as a failed connect, or a
 server that accepts and hangs up would be connected to in a tight loop."""
 
+NEVER = 3.2e9
+"""Seconds; a hundred years."""
 SATURATED = 1.0
 """Seconds after a call had to wait for a free stream during which a refusal is put down to the stream limit."""
 REFUSED_PAUSE = 0.005
@@ -73,7 +77,11 @@ class UpstreamPool:
         """Attach the call to a connection now, or park it, or fail its attempt at once."""
         if not self.waiting:
             for connection in self.connections:
-                if len(connection.calls) < connection.max_streams and self._attach(call, connection):
+                if (
+                    len(connection.calls) < connection.max_streams
+                    and not connection.closed
+                    and self._attach(call, connection)
+                ):
                     return
         if self._closed or (not self.connections and self._connecting is None and self._timer is not None):
             call.attempt_failed(Outcome.CONNECT_FAILED, self.endpoint.reason or "not connected")
@@ -92,7 +100,7 @@ class UpstreamPool:
         A server may count a stream a moment longer than the protocol does (C-core's overload protection), so that one
         opened in the place of another that has just ended is refused. That is no reason to leave the server.
         """
-        if self.reactor.now() >= self._saturated_until or not call.resubmit(MAX_REFUSALS):
+        if self.reactor.now() >= self._saturated_until or not call.take_back(MAX_REFUSALS):
             return False
         self.waiting[call] = None
         self.waiting.move_to_end(call, last=False)
@@ -132,7 +140,7 @@ class UpstreamPool:
         if self._holding is not None:
             return
         for connection in tuple(self.connections):
-            while self.waiting and len(connection.calls) < connection.max_streams:
+            while self.waiting and len(connection.calls) < connection.max_streams and not connection.closed:
                 call = next(iter(self.waiting))
                 if not self._attach(call, connection):
                     break
@@ -142,16 +150,14 @@ class UpstreamPool:
         """`connection` has the server's SETTINGS."""
         self._stop_timer()
         self._connecting = self._attempt = None
-        self._failures = 0
         connection.opened_at = self.reactor.now()
         self.connections.append(connection)
         settings = self.settings
+        # gRFC A9: 10 % of jitter, so that connections opened together do not end together.
+        age = (settings.max_connection_age or NEVER) * (0.9 + self.reactor.random() / 5)
+        connection.timers.append(self.reactor.call_later(age, partial(self._rotate, connection)))
         if settings.keepalive_interval:
-            self.reactor.call_later(settings.keepalive_interval, connection.keep_alive)
-        if settings.max_connection_age:
-            # gRFC A9: 10 % of jitter, so that connections opened together do not end together.
-            age = settings.max_connection_age * (0.9 + self.reactor.random() / 5)
-            self.reactor.call_later(age, lambda: self._rotate(connection))
+            connection.timers.append(self.reactor.call_later(settings.keepalive_interval, connection.keep_alive))
         for old in [each for each in self.connections if each.aged]:
             self.connections.remove(old)
             self._retired.add(old)
@@ -168,7 +174,7 @@ class UpstreamPool:
         if connection in self.connections:
             self.connections.remove(connection)
             self._retired.add(connection)
-            self._replace(connection)
+            self._replace(connection, "the server ends its connections at once")
 
     def lost(self, connection: UpstreamConnection, why: str) -> None:
         """`connection` is gone. Its calls are not the pool's business."""
@@ -180,13 +186,16 @@ class UpstreamPool:
         else:
             self._retired.discard(connection)
 
-    def _replace(self, connection: UpstreamConnection, why: str = "") -> None:
+    def _replace(self, connection: UpstreamConnection, why: str) -> None:
+        useful = connection.last_sid > 0 or self.reactor.now() - connection.opened_at >= YOUNG
+        if useful:
+            self._failures = 0
         if self._closed or self.connections or self._connecting is not None:
             return
-        if why and not connection.last_sid and self.reactor.now() - connection.opened_at < YOUNG:
-            self._connect_failed(why)
-        else:
+        if useful:
             self._connect()
+        else:
+            self._connect_failed(why)
 
     # Connecting.
 
@@ -220,7 +229,13 @@ class UpstreamPool:
             self._attempt = None
         self._stop_timer()
         if self._closed or self.connections:
-            return  # a full pool that cannot grow: the parked calls wait for a free stream
+            # A full pool that cannot grow: the parked calls wait for a free stream. An old one that cannot be replaced
+            # is tried again later.
+            for old in [each for each in self.connections if each.aged]:
+                old.aged = False
+                delay = self.settings.max_connect_backoff
+                old.timers.append(self.reactor.call_later(delay, partial(self._rotate, old)))
+            return
         settings = self.settings
         ceiling = min(settings.max_connect_backoff, settings.connect_backoff * 2.0**self._failures)
         # Half fixed, half jitter: full jitter may be zero, and the next call would pay for the connect again.
@@ -232,7 +247,8 @@ class UpstreamPool:
         self._timer = self.reactor.call_later(delay, self._connect)
         parked, self.waiting = self.waiting, OrderedDict()
         for call in parked:
-            call.attempt_failed(Outcome.CONNECT_FAILED, self.endpoint.reason)
+            with contained(call):
+                call.attempt_failed(Outcome.CONNECT_FAILED, self.endpoint.reason)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

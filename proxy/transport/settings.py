@@ -27,6 +27,9 @@ class ListenerSettings(BaseModel):
     max_first_message: int = Field(default=4_194_304, ge=1024, le=268_435_456)
     """Bytes of a first message that are searched for the key, compressed or not. Larger messages pass if the key
     comes earlier."""
+    first_message_timeout: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    """Seconds, or a quarter more, that the first message of a call may take where the route finds the key in it; later
+    calls fail with DEADLINE_EXCEEDED."""
     health: Literal["own", "forward"] = "own"
     """Who answers `grpc.health.v1.Health` for the empty service name: the proxy for itself, or a server."""
     drain_grace: float = Field(default=30.0, ge=0, allow_inf_nan=False)

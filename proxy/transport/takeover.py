@@ -34,12 +34,23 @@ READY_TIMEOUT: Final = 60.0
 """Seconds that a successor has to become ready."""
 ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the running proxy has for each of its answers."""
+ACCEPT_PAUSE: Final = 1.0
+"""Seconds to wait after a failure to accept, such as too many open files."""
 MAX_SOCKETS: Final = 16
 
 
 def meeting_point(address: Address) -> str:
     """The name of the unix socket where the proxy that listens on `address` waits for its successor."""
     return f"\0districhat/takeover/{address}"
+
+
+def may_be_trusted(peer: socket.socket) -> bool:
+    """Whether the process at the other end is root's or our own user's; says in the log if not."""
+    _pid, uid, _gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid in (0, os.getuid()):
+        return True
+    log.warning("a process of user %d must not take part in a takeover", uid)
+    return False
 
 
 class Handover:
@@ -84,7 +95,12 @@ class Handover:
     async def _wait(self, point: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            peer, _ = await loop.sock_accept(point)
+            try:
+                peer, _ = await loop.sock_accept(point)
+            except OSError as error:
+                log.warning("cannot meet a successor: %s", error)
+                await asyncio.sleep(ACCEPT_PAUSE)
+                continue
             with peer:
                 try:
                     async with asyncio.timeout(READY_TIMEOUT):
@@ -98,9 +114,7 @@ class Handover:
 
     async def _hand_over(self, peer: socket.socket) -> bool:
         peer.setblocking(False)  # noqa: FBT003 - the standard library's
-        _pid, uid, _gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if uid not in (0, os.getuid()):
-            log.warning("user %d must not take over the port", uid)
+        if not may_be_trusted(peer):
             return False
         socket.send_fds(peer, [b"sockets"], self._sockets)
         loop = asyncio.get_running_loop()
@@ -135,6 +149,9 @@ class Takeover:
         peer.settimeout(ANSWER_TIMEOUT)
         try:
             peer.connect(meeting_point(address))
+            if not may_be_trusted(peer):
+                peer.close()
+                return None
             greeting, descriptors, _, _ = socket.recv_fds(peer, 16, MAX_SOCKETS)
         except OSError:
             peer.close()

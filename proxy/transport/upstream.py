@@ -29,15 +29,16 @@ from proxy.http2 import (
     TrailersReceived,
     client_engine,
 )
+from proxy.transport.containment import contained
 from proxy.transport.downstream import WRITE_HIGH_WATER
-from proxy.transport.reactor import reason
+from proxy.transport.reactor import Handle, reason
 
 if TYPE_CHECKING:
     from proxy.transport.pool import UpstreamPool
 
 log = logging.getLogger(__name__)
 
-NO_STREAM_LIMIT: Final = 2**32 - 1
+NO_LIMIT: Final = 2**32 - 1
 
 
 class UpstreamConnection(Http2Connection, asyncio.Protocol):
@@ -50,10 +51,12 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
         "aged",
         "calls",
         "draining",
+        "max_header_list",
         "max_streams",
         "opened_at",
         "pool",
         "ready",
+        "timers",
     )
 
     def __init__(self, pool: UpstreamPool, limits: Limits, outbox: Outbox) -> None:
@@ -63,11 +66,15 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
         self.ready = False
         self.draining = False
         """The server sent GOAWAY: no new calls."""
-        self.max_streams = NO_STREAM_LIMIT
+        self.max_streams = NO_LIMIT
         """The server's MAX_CONCURRENT_STREAMS."""
+        self.max_header_list = NO_LIMIT
+        """The server's MAX_HEADER_LIST_SIZE, in bytes."""
         self.opened_at = 0.0
         self.aged = False
         """To be replaced as soon as there is another."""
+        self.timers: list[Handle] = []
+        """What is to happen to this connection later; called off when it ends."""
         self._pinged = False
         self._last_goaway = ""
         self._why = ""
@@ -108,15 +115,21 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
         owed, self.owed = self.owed, []
         for call in owed:
             if call.up is self and call.request_unacked:
-                call.pay_request(call.request_unacked)
+                with contained(call):
+                    call.pay_request(call.request_unacked)
+        for timer in self.timers:
+            timer.cancel()
+        self.timers = []
         calls, self.calls = self.calls, {}
         blame = True
         for sid, call in calls.items():
-            if sid > self.flushed_sid:
-                call.attempt_failed(Outcome.NOT_SENT, why)
-            else:
-                call.attempt_failed(Outcome.LOST, f"{why}, before it answered; the call may have run", blame=blame)
-                blame = False  # one lost connection is one failure, however many calls were on it
+            with contained(call):
+                if sid > self.flushed_sid:
+                    call.attempt_failed(Outcome.NOT_SENT, why)
+                else:
+                    lost = f"{why}, before it answered; the call may have run"
+                    call.attempt_failed(Outcome.LOST, lost, blame=blame)
+                    blame = False  # one lost connection is one failure, however many calls were on it
 
     # Events of the engine.
 
@@ -125,6 +138,7 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
         limit = event.settings.get(Setting.MAX_CONCURRENT_STREAMS)
         if limit is not None:
             self.max_streams = limit
+        self.max_header_list = event.settings.get(Setting.MAX_HEADER_LIST_SIZE, self.max_header_list)
         if not self.ready:
             self.ready = True
             self.pool.connected(self)
@@ -155,26 +169,29 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
         """A stream is over. If its call is still here, it ended before the response did."""
         call = self.calls.pop(event.stream_id, None)
         if call is not None:
-            code = event.error_code
-            if isinstance(event.local_error, ConnectionClosingError):
-                # The engine itself held the request back, because of a GOAWAY: not a byte of it has left.
-                call.attempt_failed(Outcome.UNPROCESSED, "the server is going away")
-            elif event.local_error is not None:
-                call.attempt_failed(Outcome.RESET, str(event.local_error), from_rst_code(ErrorCode.INTERNAL_ERROR))
-            elif code == ErrorCode.REFUSED_STREAM and self.draining:
-                call.attempt_failed(Outcome.UNPROCESSED, "the server is going away")
-            elif code == ErrorCode.REFUSED_STREAM and self.pool.take_back(call):
-                pass
-            elif code == ErrorCode.REFUSED_STREAM:
-                call.attempt_failed(Outcome.REFUSED, "refused the call (REFUSED_STREAM)")
-            elif code in (ErrorCode.INADEQUATE_SECURITY, ErrorCode.HTTP_1_1_REQUIRED):
-                call.attempt_failed(Outcome.UNSUITABLE, f"refused the connection's set-up ({code_name(code)})")
-            else:
-                blame = code not in (ErrorCode.NO_ERROR, ErrorCode.CANCEL)
-                why = f"reset the call ({code_name(code)})"
-                call.attempt_failed(Outcome.RESET, why, from_rst_code(code), blame=blame)
+            with contained(call):
+                self._fail_attempt(call, event)
         if self.pool.waiting:
             self.pool.dispatch()
+
+    def _fail_attempt(self, call: Call, event: StreamClosed) -> None:
+        code = event.error_code
+        if isinstance(event.local_error, ConnectionClosingError):
+            # The engine itself held the request back, because of a GOAWAY: not a byte of it has left.
+            call.attempt_failed(Outcome.UNPROCESSED, "the server is going away")
+        elif event.local_error is not None:
+            call.attempt_failed(Outcome.RESET, str(event.local_error), from_rst_code(ErrorCode.INTERNAL_ERROR))
+        elif code == ErrorCode.REFUSED_STREAM and self.draining:
+            call.attempt_failed(Outcome.UNPROCESSED, "the server is going away")
+        elif code == ErrorCode.REFUSED_STREAM:
+            if not self.pool.take_back(call):
+                call.attempt_failed(Outcome.REFUSED, "refused the call (REFUSED_STREAM)")
+        elif code in (ErrorCode.INADEQUATE_SECURITY, ErrorCode.HTTP_1_1_REQUIRED):
+            call.attempt_failed(Outcome.UNSUITABLE, f"refused the connection's set-up ({code_name(code)})")
+        else:
+            blame = code not in (ErrorCode.NO_ERROR, ErrorCode.CANCEL)
+            why = f"reset the call ({code_name(code)})"
+            call.attempt_failed(Outcome.RESET, why, from_rst_code(code), blame=blame)
 
     def on_goaway(self, event: GoAwayReceived) -> None:
         """The server takes no new calls here. Those it has not begun come back as StreamClosed (RFC 9113, 6.8)."""
@@ -214,12 +231,14 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
         if self.closed:
             return
         pool = self.pool
+        # The timers before have fired, but for the one of the connection's age, which comes first.
+        del self.timers[1:]
         if self.calls:
             self._pinged = True
             self.engine.ping()
             self.mark_dirty()
-            pool.reactor.call_later(pool.settings.keepalive_timeout, self._expect_answer)
-        pool.reactor.call_later(pool.settings.keepalive_interval, self.keep_alive)
+            self.timers.append(pool.reactor.call_later(pool.settings.keepalive_timeout, self._expect_answer))
+        self.timers.append(pool.reactor.call_later(pool.settings.keepalive_interval, self.keep_alive))
 
     def on_ping_acknowledged(self, event: PingAcknowledged) -> None:  # noqa: ARG002 - we send one kind only
         """The server is there."""

@@ -85,6 +85,24 @@ async def home_after_a_rest(proxy: ProxyProcess, chat: str) -> None:
     pytest.fail("an idle chat comes home")
 
 
+async def test_a_ping_that_nobody_answers_ends_the_calls_of_a_hanging_server(tmp_path: Path) -> None:
+    upstream: Table = {"keepalive_interval": 1.0, "keepalive_timeout": 0.5, "connect_timeout": 0.5}
+    async with (
+        ledger_cluster(tmp_path, options=("--delay", "0.5")) as cluster,
+        proxy_process(tmp_path, config(cluster.addresses(), upstream=upstream)) as proxy,
+    ):
+        began = time.monotonic()
+        chats = [chat for chat in CHATS if proxy.owner(chat) == "Server-B"]
+        async with loaded(proxy.address, chats, workers=2) as load:
+            await eventually(lambda: len(load.records) == 2, "two calls under way")
+            cluster["Server-B"].signal(signal.SIGSTOP)
+            await load.made(8, 30.0)  # their deadline is 60 s away
+            records = await load.stop()
+        absent = [Absence("Server-B", "hung", began, float("inf"))]
+        assert violations(records, cluster.ledger(), proxy.walk, absent) == []
+        assert {record.kind for record in failed(records)} <= {"once"}
+
+
 async def test_a_drained_server_gets_no_new_calls_and_loses_none(tmp_path: Path) -> None:
     async with (
         ledger_cluster(tmp_path) as cluster,

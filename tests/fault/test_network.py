@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.fault import CHATS, EVERY_KIND, came_home, config, failed, one_call
+from tests.support.fault import CHATS, EVERY_KIND, SOON, came_home, config, failed, one_call
 from tests.support.ledger_cluster import IDS, LedgerCluster
 from tests.support.ledger_load import Absence, Record, loaded, violations
 from tests.support.netns import Network, TunLink, VethLink, gateway, network
@@ -189,3 +189,22 @@ async def test_a_server_that_was_reset_behind_a_partition_loses_only_calls_that_
             assert record.kind == "once"
             assert made.proxy.owner(record.chat) == "Server-B"
             assert record.started <= mended
+
+
+async def test_a_dead_peer_shows_by_bytes_that_nobody_acknowledges(tmp_path: Path) -> None:
+    """TCP_USER_TIMEOUT: without it, the kernel tries for a quarter of an hour."""
+    upstream: Table = {**SOON, "connect_timeout": 0.5, "tcp_user_timeout": 1.0}
+    async with lab(tmp_path, upstream=upstream) as made:
+        began = time.monotonic()
+        async with loaded(made.address, CHATS, workers=8) as load:
+            await load.made(100)
+            made.link("Server-B").cut()
+            await eventually(lambda: waiting_only_for("Server-B", load.records, made.proxy), "calls that wait")
+            await load.made(100, 30.0)  # their deadline is 60 s away
+            records = await load.stop()
+        absent = [Absence("Server-B", "cut off", began, FOREVER)]
+        assert violations(records, made.cluster.ledger(), made.proxy.walk, absent) == []
+        for record in failed(records):
+            assert record.kind == "once"
+            assert made.proxy.owner(record.chat) == "Server-B"
+            assert "may have run" in record.details

@@ -107,6 +107,17 @@ async def test_a_second_proxy_on_the_port_of_another_waits_for_no_successor(capl
     assert "no successor will be able to take over the port: address already in use" in caplog.text.lower()
 
 
+async def test_a_host_name_is_as_good_as_an_address(tmp_path: Path) -> None:
+    async with echo_servers("Server-A") as servers:
+        config = toml(addresses(*servers), listener={"address": f"localhost:{free_port()}"})
+        for name in ("first", "second"):
+            (tmp_path / name).mkdir()
+        async with proxy_process(tmp_path / "first", config) as first:
+            first.signalled = True
+            async with proxy_process(tmp_path / "second", config, arguments=("--takeover",)):
+                assert await first.ended() == 0
+
+
 async def test_a_running_stream_ends_with_its_own_proxy_after_the_takeover(tmp_path: Path) -> None:
     port = free_port()
     async with echo_servers("Server-A") as (server,):

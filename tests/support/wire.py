@@ -369,6 +369,7 @@ class World:
     def start(self) -> World:
         """Bring up the proxy's pools."""
         self.proxy.start_watching()
+        self.proxy.listener.start_sweeping()
         self.run()
         return self
 

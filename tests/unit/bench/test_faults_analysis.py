@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.faults.analysis import SLACK, analyse, well
+from bench.faults.analysis import SLACK, analyse, longest_run, well
 from bench.faults.ledger import FINISH, START, Execution, line, read
 from bench.faults.outcome import OK, Outcome
 from bench.faults.scenarios import Fault
@@ -159,3 +159,14 @@ def test_rates_are_of_answered_unary_calls():
     story.call(25, "of a", "a").call(26, "of a", "a")
     rates = story.numbers().rates
     assert (rates.before, rates.during, rates.after) == pytest.approx((0.2, 0.1, 0.2))
+
+
+def test_a_long_run_of_a_server_that_was_well_shows_a_machine_without_time():
+    ledger = {
+        "p-1": [Execution("b", 11.0, 11.7), Execution("b", 12.0, None)],
+        "p-2": [Execution("a", 11.0, 19.0)],  # it was away
+        "p-3": [Execution("b", 1.0, 9.0)],  # before anything counted
+        "s-4": [Execution("b", 12.0, 14.0)],  # a stream: takes 2 s by itself
+    }
+    assert longest_run(ledger, [FAULT], since=5.0) == pytest.approx(0.7)
+    assert longest_run({}, [FAULT], since=5.0) == 0

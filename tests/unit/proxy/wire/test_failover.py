@@ -654,3 +654,98 @@ def test_a_bug_in_one_call_costs_that_call_and_no_other(
     assert client.exchanges[lucky].status == 0
     assert "a bug ended a call" in caplog.text
     world.assert_clean()
+
+
+def graceful_end(server: Server, streams: list[int]) -> None:
+    """What a gRPC server's stop sends: GOAWAY before, then the ends of all streams in one write."""
+    server.engine.send_goaway()
+    server.world.run()
+    for stream in streams:
+        server.finish(stream)
+    trailers = server.engine.data_to_send()
+    for stream in streams:
+        server.engine.reset_stream(stream, ngh2.ErrorCode.NO_ERROR)
+    server.transport.write(trailers + server.engine.data_to_send())
+
+
+def test_streams_that_end_together_with_their_connection_all_end_well() -> None:
+    """The engine takes no calls any more when the first of these ends is told."""
+    world = World()
+    for name in "ABC":
+        world.server(name)
+    client = world.start().client()
+    sids = [client.request(message("chat-001"), path=CHAT, end=False) for _ in range(3)]
+    world.run()
+    server = world.at(world.owner("chat-001"))
+    for stream in (1, 3, 5):
+        server.begin(stream)
+    world.run()
+    graceful_end(server, [1, 3, 5])
+    world.run()
+    assert [client.exchanges[sid].status for sid in sids] == [0, 0, 0]
+    world.assert_clean()
+
+
+def test_a_client_that_says_all_and_goodbye_in_one_write_leaves_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World().echoing().start()
+    for path in (CHAT, b"/grpc.health.v1.Health/Check", b"/grpc.health.v1.Health/Watch"):
+        client = world.client()
+        sid = client.request(frame(b"") if b"health" in path else message(), path=path)
+        data = client.engine.data_to_send()
+        client.engine.reset_stream(sid)
+        client.engine.send_goaway()
+        client.transport.write(data + client.engine.data_to_send())
+        world.run()
+    world.assert_clean()
+    assert "bug" not in caplog.text
+
+
+def test_a_server_that_says_goaway_at_once_is_not_connected_to_in_a_tight_loop() -> None:
+    world = World(endpoints=endpoints("A"))
+    world.server("A")
+    original = world.join
+
+    def rude(protocol: object, peer: Peer) -> None:
+        original(protocol, peer)  # type: ignore[arg-type]
+        if isinstance(peer, Server):
+            peer.engine.send_goaway()
+
+    world.join = rude  # type: ignore[method-assign]
+    world.start()
+    assert len(world.connects) == 1
+    client = world.client()
+    sid = client.request(message())
+    world.advance(1.0)
+    assert client.exchanges[sid].status == 14
+    assert len(world.connects) < 6
+    world.assert_clean()
+
+
+def test_metadata_beyond_what_the_server_takes_is_refused_for_that_call_alone() -> None:
+    """CVE-2023-32732 and its kind: sent all the same, it would end everybody's calls on the connection."""
+    world = World()
+    for name in "ABC":
+        world.server(name, {ngh2.Setting.MAX_HEADER_LIST_SIZE: 4096})
+    client = world.start().client()
+    large = client.request(message("chat-001"), extra=[(b"x-large", b"y" * 4000)])
+    small = client.request(message("chat-001"))
+    world.run()
+    assert client.exchanges[large].status == 8
+    assert "4096 bytes of metadata" in client.exchanges[large].message
+    world.at(world.owner("chat-001")).respond(1)
+    world.run()
+    assert client.exchanges[small].status == 0
+    world.assert_clean()
+
+
+def test_nothing_keeps_a_dead_connection_alive() -> None:
+    world = World(endpoints=endpoints("A"), upstream={"max_connection_age": 10_000.0}).echoing().start()
+    client = world.client()
+    for _ in range(20):
+        client.request(message())
+        world.run()
+        world.at("A").engine.send_goaway()
+        world.run()
+    assert sum(timer.callback is not None for _, _, timer in world._timers) < 20

@@ -6,7 +6,7 @@ import ngh2
 import pytest
 
 from proxy.cluster.endpoint import Cause
-from tests.support.wire import Exchange, Peer, World, address_of, endpoints, frame, message
+from tests.support.wire import Exchange, Peer, World, address_of, endpoints, frame, message, varint
 
 CHAT = b"/chat.ChatService/Chat"
 
@@ -365,3 +365,103 @@ def test_another_method_of_the_health_service_is_unimplemented() -> None:
     sid = client.request(frame(b""), path=b"/grpc.health.v1.Health/Lie")
     world.run()
     assert client.exchanges[sid].status == 12
+
+
+# What the hostile do.
+
+
+def test_ping_acks_that_nobody_asked_for_queue_nothing() -> None:
+    world = World().echoing().start()
+    client = world.client()
+    client.request(message(), path=CHAT, end=False)
+    world.run()
+    downstream = next(iter(world.proxy.listener.connections))
+    downstream.pause_writing()  # the client does not read
+    client.transport.write(b"\x00\x00\x08\x06\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00" * 10_000)
+    world.run()
+    assert len(downstream.engine.data_to_send()) < 1000
+
+
+def test_a_server_that_fails_calls_without_a_key_is_ejected_too() -> None:
+    world = World().echoing()
+    world.at("A").on_request = unavailable
+    client = world.start().client()
+    for _ in range(60):
+        client.request(frame(b""), path=CHAT)
+        world.run()
+    assert calls_at(world, "A") == 5
+    assert not world.proxy.cluster.snapshot.by_id["A"].available
+
+
+def test_http_errors_count_as_failures() -> None:
+    def http_503(server: Peer, sid: int, _exchange: Exchange) -> None:
+        server.begun.add(sid)
+        server.engine.send_response(sid, [(b":status", b"503")])
+        server.engine.send_data(sid, b"overloaded", end_stream=True)
+
+    world = World().echoing()
+    world.at("A").on_request = http_503
+    client = world.start().client()
+    for chat in chats_of(world, "A", 10):
+        client.request(message(chat), path=CHAT)
+        world.run()
+    assert calls_at(world, "A") == 5
+
+
+def test_streams_that_were_running_well_when_their_server_died_are_not_quarantined() -> None:
+    world = World(endpoints=endpoints("A", "B", "C"))
+    for name in "ABC":
+        world.server(name)
+    client = world.start().client()
+    first, second, third = world.order("chat-005")
+    for name in (first, second):
+        sid = client.request(message("chat-005"), path=CHAT, end=False)
+        world.run()
+        world.at(name).begin(1)
+        world.run()
+        world.kill(name)
+        assert client.exchanges[sid].ended
+    sid = client.request(message("chat-005"), path=CHAT)
+    world.run()
+    world.at(third).respond(1)
+    world.run()
+    assert client.exchanges[sid].status == 0
+
+
+def test_a_call_whose_first_message_does_not_come_ends() -> None:
+    world = World(listener={"first_message_timeout": 8.0}).echoing().start()
+    client = world.client()
+    silent = client.request(end=False)
+    partial = client.request(message()[:6], end=False)
+    served = client.request(message("chat-001"), path=CHAT, end=False)
+    world.advance(7.9)
+    assert not client.exchanges[silent].ended
+    world.advance(2.2)
+    assert [client.exchanges[sid].status for sid in (silent, partial, served)] == [4, 4, None]
+    assert "first message" in client.exchanges[silent].message
+
+
+def test_bytes_of_first_messages_without_a_key_are_bounded_in_all() -> None:
+    world = World(retry={"replay_buffer_total": 100_000}).echoing().start()
+    client = world.client()
+    piece = b"\x00\x00\x0f\x00\x00\x12" + varint(900_000) + b"x" * 30_000
+    sids = [client.request(piece, end=False) for _ in range(10)]
+    world.run()
+    assert world.proxy.forwarder.kept <= 100_000
+    assert [client.exchanges[sid].status for sid in sids].count(8) >= 6
+    client.transport.abort()
+    world.run()
+    assert world.proxy.forwarder.kept == 0
+    world.assert_clean()
+
+
+def test_trouble_is_forgotten_in_time() -> None:
+    world = World().echoing().start()
+    owner = world.owner("chat-005")
+    world.at(owner).on_request = unavailable
+    client = world.client()
+    client.request(message("chat-005"), path=CHAT)
+    world.run()
+    assert world.proxy.detector.troubled
+    world.advance(60.0)
+    assert not world.proxy.detector.troubled
