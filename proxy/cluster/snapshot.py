@@ -20,7 +20,7 @@ MAX_MEMO_KEY: Final = 256
 class ClusterSnapshot:
     """Members and ring. A new one replaces it when members or weights change; calls keep the one they started with."""
 
-    __slots__ = ("_endpoints", "_hash", "_memo", "_turn", "by_id", "ring")
+    __slots__ = ("_endpoints", "_hash", "_memo", "by_id", "ring")
 
     def __init__(self, endpoints: tuple[Endpoint, ...], settings: RingSettings) -> None:
         """`endpoints` is not empty and its ids are distinct; their order does not matter."""
@@ -33,7 +33,6 @@ class ClusterSnapshot:
         self.by_id: Mapping[str, Endpoint] = {endpoint.id: endpoint for endpoint in endpoints}
         self._endpoints = tuple(self.by_id[node.id] for node in self.ring.nodes)
         self._hash = hash_function(settings.hash)
-        self._turn = -1
         self._memo: dict[bytes, Endpoint] = {}
 
     def owner(self, key: bytes) -> Endpoint:
@@ -53,11 +52,8 @@ class ClusterSnapshot:
         return (endpoints[index] for index in self.ring.walk(self._hash(key)))
 
     def least_loaded(self) -> Iterator[Endpoint]:
-        """Every endpoint once, the fewest active calls for its weight first; equal ones take turns to be first."""
-        self._turn += 1
-        turn = self._turn % len(self._endpoints)
-        in_turn = self._endpoints[turn:] + self._endpoints[:turn]
-        return iter(sorted(in_turn, key=lambda endpoint: endpoint.active / endpoint.weight))
+        """Every endpoint once, the fewest active calls for its weight first; equal ones in order of id."""
+        return iter(sorted(self.by_id.values(), key=lambda endpoint: (endpoint.active / endpoint.weight, endpoint.id)))
 
     def __iter__(self) -> Iterator[Endpoint]:
         return iter(self.by_id.values())
