@@ -46,10 +46,10 @@ examples:
   python -m bench.faults --peers districhat,nginx --scenarios hang --seconds 5 --json hang.json
   make bench-faults ARGS="--rate 500"
 
-The two files are written without being named only by a run of all peers and all scenarios.
+The two files are written without being named only by a run that has a result for all peers and all scenarios.
 
-exit code: 0 the comparison was made (failed calls are its result); 1 a process did not start, or stuck;
-2 usage, or no proxy could be had.
+exit code: 0 the comparison was made (failed calls are its result); 1 some have no result (a process did not start,
+or stuck); 2 usage, or no proxy could be had.
 """
 
 
@@ -72,15 +72,17 @@ def _faults(options: argparse.Namespace) -> int:
     plan = Plan(peers, options.scenarios, options.seconds, options.rate, options.streams, options.chats)
     machine = describe(plan)
     _progress(f"{len(peers)} peers, {len(plan.scenarios)} scenarios, {plan.rate} unary calls/s, {plan.streams} streams")
-    runs = compare(plan, _progress)
+    runs, problems = compare(plan, _progress)
     print("\n".join(tables(runs)))
-    whole = len(peers) == len(PEERS) and len(plan.scenarios) == len(SCENARIOS)
+    whole = len(runs) == len(PEERS) * len(SCENARIOS)
     for path, default, write in ((options.json, JSON, write_json), (options.docs, DOCS, document)):
         target = path or (default if whole else None)
         if target is not None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(write(plan, runs, machine), encoding="utf-8")
             _progress(f"wrote {target}")
+    if problems:
+        raise BenchError("\n".join(["some have no result:", *problems]))
     return 0
 
 

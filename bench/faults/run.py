@@ -73,14 +73,23 @@ class Run:
     """Some failed calls, as their clients saw them."""
 
 
-def compare(plan: Plan, progress: Callable[[str], None]) -> list[Run]:
-    """All scenarios, in each all peers. Every process it started has ended when it returns or raises."""
-    runs = []
+def compare(plan: Plan, progress: Callable[[str], None]) -> tuple[list[Run], list[str]]:
+    """All scenarios, in each all peers; and why some have no result, each in a line: they do not stop the others.
+
+    Every process it started has ended when it returns or raises.
+    """
+    runs: list[Run] = []
+    problems: list[str] = []
     for scenario in plan.scenarios:
         for peer in plan.peers:
-            runs.append(_undisturbed(plan, scenario, peer, progress))
-            progress(f"{scenario.name:8} {peer.name:12} {summary(runs[-1].numbers)}")
-    return runs
+            try:
+                runs.append(_undisturbed(plan, scenario, peer, progress))
+            except BenchError as error:
+                problems.append(f"{scenario.name}: {error}")
+                progress(f"{scenario.name:8} {peer.name:12} NO RESULT: {error}")
+            else:
+                progress(f"{scenario.name:8} {peer.name:12} {summary(runs[-1].numbers)}")
+    return runs, problems
 
 
 def _undisturbed(plan: Plan, scenario: Scenario, peer: Peer, progress: Callable[[str], None]) -> Run:
