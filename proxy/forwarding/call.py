@@ -563,7 +563,10 @@ class Call:
         if not down.dirty:
             down.mark_dirty()
         self._report(headers)
-        self._response_ended()
+        if self.request_ended:
+            self._end()
+        else:
+            self._response_ended()
 
     def broken(self) -> None:
         """A bug of the proxy met this call: end it on both sides, with as little of our own code as can be."""

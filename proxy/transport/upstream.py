@@ -259,16 +259,21 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
     def settle(self) -> None:
         """Clients get credit for the request bytes that have left for the server."""
         engine = self.engine
-        owed = self.owed
+        owed, self.owed = self.owed, []
         all_left = not engine.queued_body_size()
-        self.owed = []
         for call in owed:
             if call.up is not self or call.done:
                 continue
             queued = 0 if all_left else engine.queued_body_size(call.up_sid)
             left = call.request_unacked - queued
             if left > 0:
-                call.pay_request(left)
+                # `Call.pay_request` written out: see the other side's `settle`.
+                call.request_unacked = queued
+                down = call.down
+                if not down.closed:
+                    down.engine.acknowledge_received_data(left, call.sid)
+                    if not down.dirty and down.engine.want_write:
+                        down.mark_dirty()
             if queued:
                 self.owed.append(call)
             elif call.buffered > call.forwarder.small_buffer and call.buffer is not None:

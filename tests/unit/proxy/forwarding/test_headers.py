@@ -28,9 +28,9 @@ def test_a_good_list_is_passed_on_as_it_is(heads: RequestHeads) -> None:
 
 
 def test_a_list_is_read_once_and_remembered(heads: RequestHeads) -> None:
-    assert heads.known(BASE) is None
+    assert heads.memo.get(BASE) is None
     head = heads.find(BASE)
-    assert heads.known(tuple(BASE)) is head
+    assert heads.memo.get(tuple(BASE)) is head
     assert heads.find(BASE) is head
 
 
@@ -38,10 +38,10 @@ def test_the_memo_is_bounded_in_lists_and_in_bytes(heads: RequestHeads, monkeypa
     monkeypatch.setattr(module, "MAX_MEMO", 5)
     for number in range(50):
         heads.find((*BASE, (b"x-request", b"%d" % number)))
-        assert len(heads._memo) <= 5
+        assert len(heads.memo) <= 5
     long = (*BASE, (b"x-long", b"x" * 5000))
     heads.find(long)
-    assert heads.known(long) is None
+    assert heads.memo.get(long) is None
 
 
 def test_the_first_of_several_metadata_keys_counts(heads: RequestHeads) -> None:
