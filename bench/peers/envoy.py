@@ -142,7 +142,7 @@ def _health(wanted: Resilience) -> _Json:
     }
     outliers = {
         # Split by origin, each new call on a live connection would begin the count of timeouts anew: measured, a hang
-        # then cost 180 to 890 failed calls, by chance, instead of 130 to 175.
+        # then cost 180 to 890 failed calls, by chance, instead of 130 to 190.
         "split_external_local_origin_errors": False,
         "consecutive_5xx": 5,
         "consecutive_gateway_failure": 5,
