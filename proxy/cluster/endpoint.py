@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from typing import Final
 
 from proxy.cluster.address import Address
 
@@ -14,11 +15,15 @@ class Cause(Enum):
     CONNECT = "connect"
     """Its pool: it cannot be connected to."""
     HEALTH = "health"
-    """The active health check."""
+    """The active health check: the server does not answer, or says itself that it does not serve."""
     EJECTED = "ejected"
     """Outlier detection."""
-    DRAINING = "draining"
-    """The server itself, or the operator: it finishes what it has."""
+    OPERATOR = "operator"
+    """The operator drains it: it finishes what it has. Only the operator can take that back; no passed check does."""
+
+
+_FINAL: Final = frozenset({Cause.CONNECT, Cause.OPERATOR})
+"""What these say may not be overruled by anybody's need."""
 
 
 class Endpoint:
@@ -73,8 +78,8 @@ class Endpoint:
 
     @property
     def may_be_tried(self) -> bool:
-        """Not known to be unreachable: worth a try when nobody is available."""
-        return Cause.CONNECT not in self._blocks
+        """Neither known to be unreachable nor drained by the operator: worth a try when nobody is available."""
+        return self._blocks.keys().isdisjoint(_FINAL)
 
     def __repr__(self) -> str:
         return f"Endpoint({self.id!r}, {str(self.address)!r})"

@@ -26,7 +26,7 @@ def test_a_server_is_available_if_nobody_objects_and_every_flip_is_told_once(ste
         assert server.available == (not objecting)
         assert flipped == (server.available != before)
         assert all(cause.value in server.reason for cause in objecting)
-        assert server.may_be_tried == (Cause.CONNECT not in objecting)
+        assert server.may_be_tried == objecting.isdisjoint({Cause.CONNECT, Cause.OPERATOR})
     assert told == [index % 2 == 1 for index in range(len(told))]
 
 
@@ -39,3 +39,16 @@ def test_the_newer_reason_of_a_cause_stands() -> None:
     server.unblock(Cause.HEALTH)
     server.unblock(Cause.EJECTED)
     assert server.reason == ""
+
+
+def test_only_the_operator_takes_back_an_operators_drain() -> None:
+    server = endpoint()
+    server.block(Cause.OPERATOR, "drained by the operator")
+    for cause in set(Cause) - {Cause.OPERATOR}:
+        server.block(cause, cause.value)
+        assert not server.unblock(cause)
+    assert not server.available
+    assert not server.may_be_tried
+    assert server.reason == "drained by the operator"
+    assert server.unblock(Cause.OPERATOR)
+    assert server.available

@@ -166,6 +166,36 @@ def test_a_displaced_chat_goes_on_when_its_substitute_fails_too() -> None:
     assert calls_at(world, third.id) == 2
 
 
+# The operator's drain.
+
+
+def test_a_drained_servers_calls_finish_and_its_chats_go_elsewhere_until_the_operator_takes_it_back() -> None:
+    world = World(failback={"mode": "immediate"}).echoing()
+    home = world.proxy.cluster.snapshot.owner(b"chat-005")
+    second = world.order("chat-005")[1]
+    world.at(home.id).on_request = None  # answers when the test says so
+    client = world.start().client()
+    running = client.request(message("chat-005"))
+    world.run()
+    home.block(Cause.OPERATOR, "drained by the operator")
+    world.echo_everywhere()
+    moved = client.request(message("chat-005"))
+    world.run()
+    assert client.exchanges[moved].status == 0
+    assert calls_at(world, second) == 1
+    assert not home.unblock(Cause.HEALTH), "a passed check took the drain back"
+    server = next(each for each in world.at(home.id).connections if each.order)
+    server.respond(server.order[0], b"late")
+    world.run()
+    assert client.exchanges[running].status == 0
+    assert home.active == 0
+    home.unblock(Cause.OPERATOR)
+    client.request(message("chat-005"))
+    world.run()
+    assert calls_at(world, home.id) == 2
+    world.assert_clean()
+
+
 # Panic.
 
 
@@ -182,6 +212,19 @@ def test_when_all_servers_are_only_said_to_be_sick(panic: str, status: int) -> N
         assert "A: timed out" in client.exchanges[sid].message
     else:
         assert calls_at(world, world.owner("chat-005")) == 1
+    world.assert_clean()
+
+
+def test_panic_spares_a_server_that_the_operator_drains() -> None:
+    world = World(retry={"panic": "try_all"}).echoing().start()
+    owner, second, third = world.order("chat-005")
+    for name, cause in ((owner, Cause.OPERATOR), (second, Cause.HEALTH), (third, Cause.OPERATOR)):
+        world.proxy.cluster.snapshot.by_id[name].block(cause, cause.value)
+    client = world.client()
+    sid = client.request(message("chat-005"))
+    world.run()
+    assert client.exchanges[sid].status == 0
+    assert {name: calls_at(world, name) for name in "ABC"} == {owner: 0, second: 1, third: 0}
     world.assert_clean()
 
 
