@@ -319,7 +319,9 @@ class World:
         self._transports: list[MemoryTransport] = []
         self._peers: list[Peer] = []
         self.settings = Settings.model_validate({"endpoints": endpoints("A", "B", "C"), **settings})
-        self.proxy = Proxy(self.settings, self)
+        self.whole = Proxy(self.settings, self)
+        self.proxy = self.whole.data
+        self.control = self.whole.control
 
     # Reactor.
 
@@ -368,7 +370,8 @@ class World:
 
     def start(self) -> World:
         """Bring up the proxy's pools."""
-        self.proxy.start_watching()
+        self.proxy.start()
+        self.control.start_sweeping()
         self.proxy.listener.start_sweeping()
         self.run()
         return self
