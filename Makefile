@@ -26,7 +26,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed-test
 	@touch $@
 
 $(VENV)/.installed-peers: $(VENV)/.installed-test
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,peers]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,peers,bench]'
 	@touch $@
 
 run: $(VENV)/.installed  ## the simulation: chats stick, a server dies, every message still succeeds
@@ -61,7 +61,7 @@ format: $(VENV)/.installed-dev  ## apply the formatter and the safe fixes
 proto: $(VENV)/.installed-dev  ## generate the Python code of proto/districhat/chat.proto
 	@$(BIN)/python proto/generate.py
 
-bench: $(VENV)/.installed-test  ## CPU per call, ours and a grpc.aio pass-through in one run
+bench: $(VENV)/.installed-peers  ## cost of a call beside HAProxy, nginx, Envoy and others, one run (ARGS="--help")
 	@$(BIN)/python -m bench $(ARGS)
 
 bench-faults: $(VENV)/.installed-peers  ## servers restarted, killed, hung: ours beside Envoy, HAProxy and nginx

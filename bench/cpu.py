@@ -1,4 +1,4 @@
-"""CPU time of other processes, and which CPU does what."""
+"""CPU time and memory of other processes, and which CPU does what."""
 
 from __future__ import annotations
 
@@ -40,6 +40,13 @@ def cpu_ns(pid: int) -> int:
     if error:
         raise ProcessLookupError(error, f"no CPU clock of process {pid}: {os.strerror(error)}")
     return time.clock_gettime_ns(clock.value) + sum(cpu_ns(child) for child in _children(pid))
+
+
+def memory_mib(pid: int) -> float:
+    """MiB of memory of a process and its living descendants, what they share counted once (PSS, proc(5))."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    (kib,) = (line.split()[1] for line in rollup.splitlines() if line.startswith("Pss:"))
+    return int(kib) / 1024 + sum(memory_mib(child) for child in _children(pid))
 
 
 _libc = ctypes.CDLL(None)

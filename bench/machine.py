@@ -27,6 +27,7 @@ def describe(plan: Plan) -> dict[str, str]:
         "load average": f"{os.getloadavg()[0]:.2f} before the start",
         "kernel": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
+        "programs": ", ".join(dict.fromkeys(peer.version() for peer in plan.peers if peer.version)),
         "packages": ", ".join(f"{name} {package_version(name)}" for name in packages),
         "tools": _output([plan.h2load, "--version"]).removeprefix("h2load "),
         "revision": revision(),

@@ -1,4 +1,4 @@
-"""From runs to a verdict: medians, spreads, ratios; as a table, as plain lines, as JSON."""
+"""From runs to a verdict: medians, spreads, ratios against the goals; as tables, as JSON, as a part of the README."""
 
 from __future__ import annotations
 
@@ -7,70 +7,97 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from rich.table import Table
+from bench.goals import GOALS, Goal
+from bench.load.result import Latencies
+from bench.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from rich.console import Console
-
     from bench.runner import Run
 
-_COLUMNS = ("shape", "peer", "CPU us/call", "min-max", "calls/s", "core busy", "calls", "failed")
+BEGIN = "<!-- figures of `make bench ARGS=--write`; do not edit -->"
+END = "<!-- end of the figures -->"
+
+_COLUMNS = (
+    *("scenario", "peer", "CPU us", "min-max", "per", "calls/s", "core busy", "MiB"),
+    *("p50 ms", "p99 ms", "p99.9 ms", "calls", "failed"),
+)
+_TEXT_COLUMNS = 2
 
 
 @dataclass(frozen=True)
 class Summary:
-    """All rounds of one peer with one shape."""
+    """All rounds of one peer with one scenario: medians, where nothing else is said."""
 
-    shape: str
+    scenario: str
     peer: str
+    unit: str
     cpu_us: float
-    """Median, like the two below."""
+    """CPU microseconds per unit."""
     cpu_us_min: float
     cpu_us_max: float
     calls_per_second: float
     busy: float
+    memory_mib: float
+    """The largest."""
+    latencies: Latencies | None
+    """Each percentile's median over the rounds."""
     calls: int
     """Of all rounds together, like `failed`."""
     failed: int
 
     def cells(self) -> tuple[str, ...]:
-        """The row of the tables."""
+        """The row of the table."""
+        late = self.latencies
         return (
-            self.shape,
+            self.scenario,
             self.peer,
             f"{self.cpu_us:.1f}",
             f"{self.cpu_us_min:.1f}-{self.cpu_us_max:.1f}",
+            self.unit,
             f"{self.calls_per_second:.0f}",
             f"{self.busy:.0%}",
+            f"{self.memory_mib:.0f}",
+            *((f"{value * 1000:.2f}" for value in (late.p50, late.p99, late.p999)) if late else ("", "", "")),
             str(self.calls),
             str(self.failed) if not self.failed else f"{self.failed} FAILED",
         )
 
 
 def summarise(runs: Sequence[Run]) -> list[Summary]:
-    """One summary for each shape and peer, in the order they first appear."""
+    """One summary for each scenario and peer, in the order they first appear."""
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.shape, run.peer), []).append(run)
-    shapes = dict.fromkeys(shape for shape, _ in groups)
+        groups.setdefault((run.scenario, run.peer), []).append(run)
+    scenarios = dict.fromkeys(scenario for scenario, _ in groups)
     return [
-        _summary(shape, peer, group) for wanted in shapes for (shape, peer), group in groups.items() if shape == wanted
+        _summary(scenario, peer, group)
+        for wanted in scenarios
+        for (scenario, peer), group in groups.items()
+        if scenario == wanted
     ]
 
 
-def _summary(shape: str, peer: str, runs: Sequence[Run]) -> Summary:
-    cpu = [run.cpu_us_per_call for run in runs]
+def _summary(scenario: str, peer: str, runs: Sequence[Run]) -> Summary:
+    cpu = [run.cpu_us for run in runs]
+    late = [run.latencies for run in runs if run.latencies is not None]
     return Summary(
-        shape=shape,
+        scenario=scenario,
         peer=peer,
+        unit=SCENARIOS[scenario].unit,
         cpu_us=median(cpu),
         cpu_us_min=min(cpu),
         cpu_us_max=max(cpu),
         calls_per_second=median(run.calls_per_second for run in runs),
         busy=median(run.busy for run in runs),
+        memory_mib=max(run.memory_mib for run in runs),
+        latencies=Latencies(
+            median(each.p50 for each in late), median(each.p99 for each in late), median(each.p999 for each in late)
+        )
+        if late
+        else None,
         calls=sum(run.calls for run in runs),
         failed=sum(run.failed for run in runs),
     )
@@ -78,77 +105,142 @@ def _summary(shape: str, peer: str, runs: Sequence[Run]) -> Summary:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Our median over another peer's, for one shape: below 1 we are cheaper."""
+    """Our median over another peer's, in one scenario: below 1 we are cheaper, or faster."""
 
-    shape: str
-    ours: str
+    scenario: str
     peer: str
+    measure: str
+    """`CPU` per unit, or `p99` of the latencies."""
     ratio: float
+    goal: float | None
+    """What it should be at most; None: nothing was aimed at."""
 
-    def __str__(self) -> str:
-        factor = f"{1 / self.ratio:.1f} times less" if self.ratio < 1 else f"{self.ratio:.1f} times the"
-        return f"{self.shape}: {self.ours} / {self.peer} = {self.ratio:.3f} ({factor} CPU per call)"
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is reached; None without one."""
+        return None if self.goal is None else self.ratio <= self.goal
+
+    def cells(self) -> tuple[str, ...]:
+        """The row of the table."""
+        verdict = {None: "", True: "met", False: "MISSED"}[self.met]
+        goal = "" if self.goal is None else f"{self.goal:g}"
+        return (self.scenario, self.peer, self.measure, f"{self.ratio:.2f}", goal, verdict)
 
 
-def ratios(summaries: Sequence[Summary], ours: str) -> list[Ratio]:
-    """Ours against each other peer of the same shape. Empty if we were not measured, or nobody else was.
+def ratios(summaries: Sequence[Summary], ours: str, goals: Sequence[Goal] = GOALS) -> list[Ratio]:
+    """Ours against each other peer in the same scenario. Empty if we were not measured, or nobody else was.
 
     A summary with failed calls is left out: a failed call is cheap, and must not look like a fast one.
     """
+    limits = {(goal.scenario, goal.peer, goal.measure): goal.limit for goal in goals}
     good = [summary for summary in summaries if not summary.failed]
-    base = {summary.shape: summary.cpu_us for summary in good if summary.peer == ours}
-    return [
-        Ratio(summary.shape, ours, summary.peer, base[summary.shape] / summary.cpu_us)
-        for summary in good
-        if summary.peer != ours and summary.shape in base
-    ]
+    base = {summary.scenario: summary for summary in good if summary.peer == ours}
+    found = []
+    for summary in good:
+        own = base.get(summary.scenario)
+        if summary.peer == ours or own is None:
+            continue
+        key = (summary.scenario, summary.peer)
+        found.append(Ratio(*key, "CPU", own.cpu_us / summary.cpu_us, limits.get((*key, "CPU"))))
+        if own.latencies and summary.latencies:
+            late = own.latencies.p99 / summary.latencies.p99
+            found.append(Ratio(*key, "p99", late, limits.get((*key, "p99"))))
+    return found
 
 
-def show(console: Console, summaries: Sequence[Summary], found: Sequence[Ratio], machine: Mapping[str, str]) -> None:
-    """A table on a terminal; aligned plain lines in a pipe or file."""
-    for label, text in machine.items():
-        console.print(f"{label:12} {text}", highlight=False, markup=False, soft_wrap=True)
-    console.print()
-    if console.is_terminal:
-        table = Table(*_COLUMNS[:2])
-        for column in _COLUMNS[2:]:
-            table.add_column(column, justify="right")
-        for summary in summaries:
-            table.add_row(*summary.cells(), style="red" if summary.failed else None)
-        console.print(table)
-    else:
-        for line in plain_lines(summaries):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-    for ratio in found:
-        console.print(str(ratio), highlight=False, markup=False, soft_wrap=True)
+def text(summaries: Sequence[Summary], found: Sequence[Ratio], machine: Mapping[str, str]) -> str:
+    """Everything for people: the machine, the table of results, the table of ratios."""
+    lines = [f"{label:12} {value}" for label, value in machine.items()]
+    lines += ["", *aligned(_COLUMNS, [summary.cells() for summary in summaries])]
+    if found:
+        columns = ("scenario", "ours /", "of", "ratio", "goal", "")
+        lines += ["", *aligned(columns, [ratio.cells() for ratio in found])]
+        goals = [ratio.met for ratio in found if ratio.met is not None]
+        lines += ["", f"{sum(goals)} of {len(goals)} goals met"]
+    return "\n".join(lines) + "\n"
 
 
-def plain_lines(summaries: Sequence[Summary]) -> list[str]:
-    """The table in aligned columns, without a terminal's help."""
-    rows = [_COLUMNS, *(summary.cells() for summary in summaries)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table; its first two columns are text, the others numbers."""
+    everything = [columns, *rows]
+    widths = [max(len(row[column]) for row in everything) for column in range(len(columns))]
     return [
         "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
+            cell.ljust(width) if column < _TEXT_COLUMNS else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for row in rows
+        for row in everything
     ]
 
 
-def write_json(
-    path: Path,
-    runs: Sequence[Run],
-    summaries: Sequence[Summary],
-    found: Sequence[Ratio],
-    machine: Mapping[str, str],
-) -> None:
-    """Everything, every single run included, for later comparison. Makes the directory if it is missing."""
+def as_json(
+    runs: Sequence[Run], summaries: Sequence[Summary], found: Sequence[Ratio], machine: Mapping[str, str]
+) -> str:
+    """Everything, every single run included, for later comparison."""
     document = {
         "machine": dict(machine),
         "summaries": [asdict(summary) for summary in summaries],
-        "ratios": [asdict(ratio) for ratio in found],
-        "runs": [asdict(run) | {"cpu_us_per_call": run.cpu_us_per_call} for run in runs],
+        "ratios": [asdict(ratio) | {"met": ratio.met} for ratio in found],
+        "runs": [asdict(run) | {"cpu_us": run.cpu_us} for run in runs],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return json.dumps(document, indent=1) + "\n"
+
+
+def markdown(
+    summaries: Sequence[Summary], found: Sequence[Ratio], machine: Mapping[str, str], rounds: int, ours: str
+) -> str:
+    """The figures for the README: CPU per unit and the ratios, a row a scenario, a column a peer."""
+    peers = list(dict.fromkeys(summary.peer for summary in summaries))
+    cells = {(summary.scenario, summary.peer): summary for summary in summaries}
+    by_key = {(ratio.scenario, ratio.peer): ratio for ratio in found if ratio.measure == "CPU"}
+    lines = [f"| load | {' | '.join(peers)} |", "|---" * (len(peers) + 1) + "|"]
+    for scenario in dict.fromkeys(summary.scenario for summary in summaries):
+        row = []
+        for peer in peers:
+            summary, ratio = cells.get((scenario, peer)), by_key.get((scenario, peer))
+            share = f" ({ratio.ratio:.2f})" if ratio else ""
+            row.append("" if summary is None else f"{summary.cpu_us:.1f}{share}" if not summary.failed else "failed")
+        lines.append(f"| {scenario}, us/{SCENARIOS[scenario].unit} | {' | '.join(row)} |")
+    lines += _latency_rows(cells, peers)
+    goals = [ratio for ratio in found if ratio.met is not None]
+    missed = [f"{r.scenario} {r.peer} {r.measure} {r.ratio:.2f} (goal {r.goal:g})" for r in goals if not r.met]
+    about = (
+        f"Medians of {rounds} interleaved rounds; in brackets {ours}'s figure divided by that peer's: below 1, {ours}"
+        " is the cheaper one. What the loads are: `python -m bench --help`."
+    )
+    verdict = f"Goals met: {len(goals) - len(missed)} of {len(goals)}."
+    if missed:
+        verdict += f" Missed: {', '.join(missed)}."
+    made_on = (machine["cpu"], machine["kernel"], f"Python {machine['python']}", machine["packages"])
+    return "\n".join([*lines, "", about, "", verdict, "", f"{'; '.join((*made_on, machine['programs']))}."]) + "\n"
+
+
+def _latency_rows(cells: Mapping[tuple[str, str], Summary], peers: Sequence[str]) -> list[str]:
+    rows = []
+    for scenario in dict.fromkeys(scenario for scenario, _ in cells):
+        late = [(cells.get((scenario, peer)) or None) for peer in peers]
+        if not any(summary and summary.latencies for summary in late):
+            continue
+        for label, of in (("p50", "p50"), ("p99", "p99"), ("p99.9", "p999")):
+            values = [
+                f"{getattr(summary.latencies, of) * 1000:.2f}" if summary and summary.latencies else ""
+                for summary in late
+            ]
+            rate = max(summary.calls_per_second for summary in late if summary)
+            rows.append(f"| {label} at {rate:.0f} calls/s, ms | {' | '.join(values)} |")
+        rows.append(
+            "| memory, MiB, at most | "
+            + " | ".join(f"{max(s.memory_mib for s in cells.values() if s.peer == peer):.0f}" for peer in peers)
+            + " |"
+        )
+    return rows
+
+
+def write_between(path: Path, begin: str, end: str, content: str) -> None:
+    """Replace what stands between the lines `begin` and `end` of a file. ValueError if they are not there, once."""
+    before, found_begin, rest = path.read_text(encoding="utf-8").partition(begin + "\n")
+    old, found_end, after = rest.partition(end)
+    if not (found_begin and found_end) or begin in after:
+        raise ValueError(f"{path.name} has no single pair of the lines {begin!r} and {end!r}")
+    del old
+    path.write_text(f"{before}{begin}\n{content}{end}{after}", encoding="utf-8")

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING
 
-from bench.errors import BenchError, UsageError
+from bench.errors import BenchError
 from bench.faults.report import describe, document, tables, write_json
 from bench.faults.run import BEFORE, TRIES, WARM_UP, Plan, compare
 from bench.faults.scenarios import SCENARIOS, SETTLE
 from bench.faults.table import PEERS
-from bench.peers.base import Resilience, Setup
+from bench.options import available, names, number, progress, unwind_on_signals
+from bench.peers.base import Resilience
 from bench.process import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from bench.peers.base import Peer
-
-_T = TypeVar("_T")
+    from collections.abc import Sequence
 
 DOCS = ROOT / "docs" / "failures.md"
 JSON = ROOT / "bench" / "results" / "faults.json"
@@ -66,13 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _faults(options: argparse.Namespace) -> int:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupted)
-    peers = _available(options.peers)
+    unwind_on_signals()
+    peers = available(options.peers, Resilience("/a/c"))
     plan = Plan(peers, options.scenarios, options.seconds, options.rate, options.streams, options.chats)
     machine = describe(plan)
-    _progress(f"{len(peers)} peers, {len(plan.scenarios)} scenarios, {plan.rate} unary calls/s, {plan.streams} streams")
-    runs, problems = compare(plan, _progress)
+    progress(f"{len(peers)} peers, {len(plan.scenarios)} scenarios, {plan.rate} unary calls/s, {plan.streams} streams")
+    runs, problems = compare(plan, progress)
     print("\n".join(tables(runs)))
     whole = len(runs) == len(PEERS) * len(SCENARIOS)
     for path, default, write in ((options.json, JSON, write_json), (options.docs, DOCS, document)):
@@ -80,26 +74,10 @@ def _faults(options: argparse.Namespace) -> int:
         if target is not None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(write(plan, runs, machine), encoding="utf-8")
-            _progress(f"wrote {target}")
+            progress(f"wrote {target}")
     if problems:
         raise BenchError("\n".join(["some have no result:", *problems]))
     return 0
-
-
-def _available(peers: Sequence[Peer]) -> tuple[Peer, ...]:
-    """Those whose programs are installed; the others are named, with what to install. UsageError if none is."""
-    found = []
-    for peer in peers:
-        try:
-            with tempfile.TemporaryDirectory(prefix="bench-faults-") as directory:
-                peer.command(Setup(Path(directory), 1, ("127.0.0.1:1",), "/a/b", Resilience("/a/c")))
-        except UsageError as error:
-            _progress(f"skipped {peer.name}: {error}")
-        else:
-            found.append(peer)
-    if not found:
-        raise UsageError("none of these proxies is installed")
-    return tuple(found)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,52 +91,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     everybody, everything = tuple(PEERS.values()), tuple(SCENARIOS.values())
-    add("--peers", type=_names(PEERS), default=everybody, metavar="A,B", help="which proxies (default: all)")
-    add("--scenarios", type=_names(SCENARIOS), default=everything, metavar="A,B", help="which faults (default: all)")
+    add("--peers", type=names(PEERS), default=everybody, metavar="A,B", help="which proxies (default: all)")
+    add("--scenarios", type=names(SCENARIOS), default=everything, metavar="A,B", help="which faults (default: all)")
     add(
         "--seconds",
-        type=_number(float, 1, 300),
+        type=number(float, 1, 300),
         default=10.0,
         metavar="S",
         help="how long a killed or stopped server stays away (default: 10)",
     )
-    add("--rate", type=_number(int, 1, 20_000), default=1000, metavar="N", help="unary calls/s (default: 1000)")
-    add("--streams", type=_number(int, 0, 1000), default=36, metavar="N", help="streams at any time (default: 36)")
-    add("--chats", type=_number(int, 10, 100_000), default=300, metavar="N", help="different chats (default: 300)")
+    add("--rate", type=number(int, 1, 20_000), default=1000, metavar="N", help="unary calls/s (default: 1000)")
+    add("--streams", type=number(int, 0, 1000), default=36, metavar="N", help="streams at any time (default: 36)")
+    add("--chats", type=number(int, 10, 100_000), default=300, metavar="N", help="different chats (default: 300)")
     add("--json", type=Path, metavar="FILE", help="all results (default: bench/results/faults.json)")
     add("--docs", type=Path, metavar="FILE", help="the report as Markdown (default: docs/failures.md)")
     return parser
-
-
-def _names(known: Mapping[str, _T]) -> Callable[[str], tuple[_T, ...]]:
-    def names(text: str) -> tuple[_T, ...]:
-        wanted = dict.fromkeys(text.split(","))
-        for name in wanted:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"unknown: {name!r}; there are: {', '.join(known)}")
-        return tuple(known[name] for name in wanted)
-
-    return names
-
-
-def _number(kind: Callable[[str], _T], low: float, high: float) -> Callable[[str], _T]:
-    def number(text: str) -> _T:
-        try:
-            if low <= float(text) <= high:
-                return kind(text)
-        except ValueError:
-            pass
-        raise argparse.ArgumentTypeError(f"expected a number from {low:g} to {high:g}, got {text!r}")
-
-    return number
-
-
-def _progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _interrupted(_number: int, _frame: object) -> NoReturn:
-    # Unwinds the stack, so that every process is ended on the way; an impatient second Ctrl-C must not cut that short.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt

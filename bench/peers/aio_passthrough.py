@@ -42,6 +42,8 @@ PEER = Peer(
     command=_command,
     calls=4_000,
     ready="grpc.aio ready on ",
+    tls=False,
+    scenarios=("8x32", "64x1", "256x1"),
     packages=("grpcio", "uvloop"),
 )
 

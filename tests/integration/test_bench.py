@@ -10,14 +10,28 @@ from pathlib import Path
 from tests.support.tools import need
 
 
-def test_the_benchmark_measures_both_peers_without_a_failed_call(tmp_path: Path) -> None:
+def test_the_benchmark_measures_every_kind_of_load_without_a_failed_call(tmp_path: Path) -> None:
     need("nghttpd", "nghttp2-server")
     need("h2load", "nghttp2-client")
     result = tmp_path / "result.json"
-    arguments = ["--rounds", "1", "--calls", "300", "--json", str(result)]
+    scenarios = "8x32,64x1,deadlines,chats,responses,requests,tokens,latency"
     run = subprocess.run(
-        [sys.executable, "-m", "bench", *arguments], capture_output=True, text=True, timeout=100, check=False
+        [
+            *(sys.executable, "-m", "bench", "--peers", "districhat,grpc.aio", "--scenarios", scenarios),
+            *("--rounds", "1", "--calls", "200", "--rate", "200", "--json", str(result)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "districhat / grpc.aio = " in run.stdout
-    assert json.loads(result.read_text())
+    document = json.loads(result.read_text())
+    ours = {each["scenario"]: each for each in document["summaries"] if each["peer"] == "districhat"}
+    assert list(ours) == [*scenarios.removesuffix(",latency").replace(",tokens", "").split(","), "latency", "tokens"]
+    assert all(each["failed"] == 0 and each["cpu_us"] > 0 and each["memory_mib"] > 0 for each in ours.values())
+    assert ours["latency"]["latencies"]["p99"] > 0
+    assert {(each["scenario"], each["peer"]) for each in document["ratios"]} == {
+        ("8x32", "grpc.aio"),
+        ("64x1", "grpc.aio"),
+    }

@@ -4,7 +4,8 @@ import pytest
 
 from bench.backends import framed, reply
 from bench.errors import BenchError
-from bench.load import Counts, Part, Shape, split
+from bench.load.h2load import Counts, Part, split
+from bench.load.result import Shape
 from bench.probe import request
 
 REPORT = """\

@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from bench import cli
+from bench import cli, options
 from bench.cpu import Cores, cpu_ns
 from bench.errors import BenchError
+from bench.peers import programs
 from bench.process import Process, free_port, pinned
 
 ALL = frozenset(os.sched_getaffinity(0))
@@ -88,9 +89,9 @@ def test_cpu_time_is_that_of_the_process():
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--peers", "nobody"], "unknown peer 'nobody'; there are: districhat, grpc.aio"),
-        (["--shapes", "8"], "expected CONNECTIONSxSTREAMS such as 8x32, got '8'"),
-        (["--rounds", "0"], "expected a number from 1 to 10000000, got '0'"),
+        (["--peers", "nobody"], "unknown: 'nobody'; there are: districhat, "),
+        (["--scenarios", "8x32,9x9"], "unknown: '9x9'; there are: 8x32, 64x1, "),
+        (["--rounds", "0"], "expected a number from 1 to 1000, got '0'"),
     ],
 )
 def test_usage_errors_name_the_value(capsys, arguments, text):
@@ -101,9 +102,7 @@ def test_usage_errors_name_the_value(capsys, arguments, text):
 
 
 def test_a_missing_program_is_one_line_naming_the_packages(capsys, monkeypatch):
-    monkeypatch.setattr(cli.shutil, "which", lambda *_, **__: None)
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
-    assert cli.main([]) == 2
-    assert capsys.readouterr().err == (
-        "bench: nghttpd not found; on Debian: apt-get install nghttp2-server nghttp2-client\n"
-    )
+    monkeypatch.setattr(programs.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr(options.signal, "signal", lambda *_: None)
+    assert cli.main(["--peers", "districhat"]) == 2
+    assert capsys.readouterr().err == "bench: nghttpd not found; on Debian: apt-get install nghttp2-server\n"

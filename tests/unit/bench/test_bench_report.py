@@ -3,15 +3,21 @@ from __future__ import annotations
 import json
 
 import pytest
-from rich.console import Console
 
+from bench.errors import BenchError
+from bench.goals import Goal
+from bench.load.result import Latencies
 from bench.machine import cpu_model
-from bench.report import plain_lines, ratios, show, summarise, write_json
-from bench.runner import Run
+from bench.peers.base import Peer
+from bench.report import BEGIN, END, as_json, markdown, ratios, summarise, text, write_between
+from bench.runner import Run, half_of_the_slowest
+
+MACHINE = {"cpu": "a long name of a processor", "kernel": "Linux", "python": "3.11", "packages": "p", "programs": "q"}
 
 
-def run(peer: str, us: float, *, shape: str = "8x32", number: int = 1, failed: int = 0) -> Run:
-    return Run(peer, shape, number, calls=1000, failed=failed, seconds=0.5, cpu_seconds=us * 1000 / 1e6)
+def run(peer: str, us: float, *, scenario: str = "8x32", number: int = 1, failed: int = 0, late: float = 0.0) -> Run:
+    latencies = Latencies(late / 2, late, late * 2) if late else None
+    return Run(peer, scenario, number, 1000, failed, 0.5, us * 1000 / 1e6, 1000, 20.0 + number, latencies)
 
 
 RUNS = [run("ours", us, number=n) for n, us in enumerate((10, 30, 11), 1)] + [run("theirs", 440)]
@@ -21,23 +27,48 @@ def test_summary_is_median_and_spread():
     ours, theirs = summarise(RUNS)
     assert (ours.cpu_us, ours.cpu_us_min, ours.cpu_us_max) == pytest.approx((11, 10, 30))
     assert (ours.calls, ours.calls_per_second) == (3000, 2000)
+    assert ours.memory_mib == 23
     assert theirs.busy == pytest.approx(0.88)
 
 
-def test_summaries_stand_shape_by_shape():
-    runs = [run("a", 1), run("a", 1, shape="64x1"), run("b", 1), run("b", 1, shape="64x1")]
-    assert [(s.shape, s.peer) for s in summarise(runs)] == [("8x32", "a"), ("8x32", "b"), ("64x1", "a"), ("64x1", "b")]
+def test_cost_is_per_unit_not_per_call():
+    run = Run("ours", "responses", 1, calls=10, failed=0, seconds=1, cpu_seconds=0.01, units=5, memory_mib=1)
+    [summary] = summarise([run])
+    assert (summary.cpu_us, summary.unit) == (2000, "MiB")
 
 
-def test_ratio_is_ours_over_theirs():
-    [ratio] = ratios(summarise(RUNS), "ours")
+def test_summaries_stand_scenario_by_scenario():
+    runs = [run("a", 1), run("a", 1, scenario="64x1"), run("b", 1), run("b", 1, scenario="64x1")]
+    found = [(s.scenario, s.peer) for s in summarise(runs)]
+    assert found == [("8x32", "a"), ("8x32", "b"), ("64x1", "a"), ("64x1", "b")]
+
+
+def test_latencies_are_medians_over_the_rounds():
+    [summary] = summarise([run("a", 1, scenario="latency", late=late) for late in (0.001, 0.002, 0.009)])
+    assert summary.latencies == Latencies(0.001, 0.002, 0.004)
+
+
+def test_ratio_is_ours_over_theirs_and_is_held_against_the_goal():
+    goals = [Goal("8x32", "theirs", 0.02)]
+    [ratio] = ratios(summarise(RUNS), "ours", goals)
     assert ratio.ratio == pytest.approx(0.025)
-    assert str(ratio) == "8x32: ours / theirs = 0.025 (40.0 times less CPU per call)"
+    assert ratio.met is False
+    assert ratio.cells()[-2:] == ("0.02", "MISSED")
+    [ratio] = ratios(summarise(RUNS), "ours", [Goal("8x32", "theirs", 0.03)])
+    assert ratio.met is True
 
 
-def test_a_slower_ours_is_said_plainly():
-    [ratio] = ratios(summarise([run("ours", 30), run("theirs", 20)]), "ours")
-    assert str(ratio).endswith("= 1.500 (1.5 times the CPU per call)")
+def test_without_a_goal_nothing_is_met_or_missed():
+    [ratio] = ratios(summarise(RUNS), "ours", [])
+    assert ratio.met is None
+    assert ratio.cells()[-2:] == ("", "")
+
+
+def test_latencies_are_compared_by_p99():
+    runs = [run("ours", 1, scenario="latency", late=0.003), run("theirs", 1, scenario="latency", late=0.002)]
+    cpu, late = ratios(summarise(runs), "ours", [Goal("latency", "theirs", 1.0, "p99")])
+    assert (cpu.measure, cpu.met) == ("CPU", None)
+    assert (late.measure, late.ratio, late.met) == ("p99", pytest.approx(1.5), False)
 
 
 @pytest.mark.parametrize("runs", [[], [run("ours", 1)], [run("theirs", 1)]])
@@ -48,35 +79,53 @@ def test_no_ratio_without_both(runs):
 def test_a_peer_with_failures_gets_no_ratio_and_says_so():
     summaries = summarise([run("ours", 1, failed=3), run("theirs", 2)])
     assert ratios(summaries, "ours") == []
-    assert "3 FAILED" in plain_lines(summaries)[1]
+    assert "3 FAILED" in text(summaries, [], MACHINE)
 
 
-def test_a_pipe_gets_plain_aligned_lines():
-    console = Console(width=20, force_terminal=False)
-    with console.capture() as capture:
-        show(console, summarise(RUNS), [], {"cpu": "a long name of a processor"})
-    lines = capture.get().splitlines()
-    assert lines[0] == "cpu          a long name of a processor"
-    assert lines[2].startswith("shape  peer    CPU us/call")
-    assert len(lines) == 5
-    assert lines[3].split()[:4] == ["8x32", "ours", "11.0", "10.0-30.0"]
-
-
-def test_a_terminal_gets_a_table():
-    console = Console(width=120, force_terminal=True)
-    with console.capture() as capture:
-        show(console, summarise(RUNS), [], {})
-    assert "┃" in capture.get()
-
-
-def test_json_holds_every_run_and_its_directory_is_made(tmp_path):
-    path = tmp_path / "new" / "results.json"
+def test_the_text_has_machine_results_ratios_and_the_score():
     summaries = summarise(RUNS)
-    write_json(path, RUNS, summaries, ratios(summaries, "ours"), {"kernel": "Linux"})
-    document = json.loads(path.read_text())
-    assert [entry["cpu_us_per_call"] for entry in document["runs"]] == pytest.approx([10, 30, 11, 440])
+    lines = text(summaries, ratios(summaries, "ours", [Goal("8x32", "theirs", 0.9)]), MACHINE).splitlines()
+    assert lines[0] == "cpu          a long name of a processor"
+    assert lines[6].startswith("scenario  peer    CPU us")
+    assert lines[7].split()[:4] == ["8x32", "ours", "11.0", "10.0-30.0"]
+    assert lines[-1] == "1 of 1 goals met"
+
+
+def test_json_holds_every_run():
+    summaries = summarise(RUNS)
+    document = json.loads(as_json(RUNS, summaries, ratios(summaries, "ours"), {"kernel": "Linux"}))
+    assert [entry["cpu_us"] for entry in document["runs"]] == pytest.approx([10, 30, 11, 440])
     assert document["machine"] == {"kernel": "Linux"}
     assert document["ratios"][0]["ratio"] == pytest.approx(0.025)
+
+
+def test_the_figures_for_the_readme_name_what_was_missed():
+    summaries = summarise(RUNS)
+    block = markdown(summaries, ratios(summaries, "ours", [Goal("8x32", "theirs", 0.02)]), MACHINE, 3, "ours")
+    assert "| load | ours | theirs |" in block
+    assert "| 8x32, us/call | 11.0 | 440.0 (0.03) |" in block
+    assert "Goals met: 0 of 1. Missed: 8x32 theirs CPU 0.03 (goal 0.02)." in block
+
+
+def test_only_what_stands_between_the_marks_is_replaced(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_between(path, BEGIN, END, "new\n")
+    assert path.read_text() == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+    path.write_text("no marks\n")
+    with pytest.raises(ValueError, match="no single pair"):
+        write_between(path, BEGIN, END, "new\n")
+
+
+def test_the_rate_of_latencies_is_half_of_what_the_slowest_routing_peer_did():
+    def peer(name: str, **more: object) -> Peer:
+        return Peer(name, "", lambda _: [], 1, **more)  # type: ignore[arg-type]
+
+    peers = [peer("ours"), peer("relay", routes=False), peer("slow", scenarios=("64x1",))]
+    runs = [run("ours", 1, scenario="64x1"), run("relay", 1, scenario="64x1"), run("ours", 1)]
+    assert half_of_the_slowest(runs, peers) == 1000
+    with pytest.raises(BenchError, match="64x1"):
+        half_of_the_slowest([run("ours", 1)], peers)
 
 
 def test_cpu_model():

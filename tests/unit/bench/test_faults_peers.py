@@ -8,6 +8,7 @@ import pytest
 from bench.errors import UsageError
 from bench.faults import cli
 from bench.faults.table import PEERS
+from bench.options import available
 from bench.peers import districhat, envoy, haproxy, nginx
 from bench.peers.base import Resilience, Setup
 from bench.peers.programs import bundled, installed
@@ -78,7 +79,7 @@ def test_a_missing_peer_is_skipped_and_said(capsys, monkeypatch):
         raise UsageError("nginx not found; on Debian: apt-get install nginx-light")
 
     monkeypatch.setattr(nginx, "_program", missing)
-    assert cli._available([PEERS["districhat"], PEERS["nginx"]]) == (PEERS["districhat"],)
+    assert available([PEERS["districhat"], PEERS["nginx"]]) == (PEERS["districhat"],)
     assert "skipped nginx: nginx not found; on Debian: apt-get install nginx-light" in capsys.readouterr().err
 
 

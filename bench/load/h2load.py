@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from bench.backends import framed
 from bench.errors import BenchError
+from bench.load.result import LoadResult
 from bench.probe import request
 from bench.process import Process
 
@@ -21,30 +22,25 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from bench.load.result import Shape
+
+Metadata = tuple[tuple[str, str], ...]
+
 RUN_TIMEOUT = 120.0
 """Seconds one run may take before it counts as stuck."""
 
 
 @dataclass(frozen=True)
-class Shape:
-    """How the same number of calls arrives: over how many connections, how many at a time on each."""
+class Orders:
+    """The calls of one scenario."""
 
-    connections: int
-    streams: int
-
-    @classmethod
-    def parse(cls, text: str) -> Shape:
-        """Read `8x32`. ValueError for anything else, and for fewer connections than there are backends."""
-        match = re.fullmatch(r"([0-9]{1,4})x([0-9]{1,4})", text)
-        if not match:
-            raise ValueError(f"expected CONNECTIONSxSTREAMS such as 8x32, got {text!r}")
-        shape = cls(int(match[1]), int(match[2]))
-        if shape.connections < 3 or shape.streams < 1:
-            raise ValueError(f"at least 3 connections (one for each chat) of 1 stream, got {text!r}")
-        return shape
-
-    def __str__(self) -> str:
-        return f"{self.connections}x{self.streams}"
+    shape: Shape
+    method: str
+    reply_size: int
+    """Bytes of DATA in a whole response."""
+    request_size: int | None = None
+    """Bytes of the text in a request; None: a sentence."""
+    metadata: Metadata = ()
 
 
 @dataclass(frozen=True)
@@ -72,17 +68,6 @@ def split(shape: Shape, calls: int, chats: Sequence[str]) -> list[Part]:
         calls_so_far += share
         parts.append(Part(chat_id, connections, share))
     return parts
-
-
-@dataclass(frozen=True)
-class LoadResult:
-    """The outcome of one run."""
-
-    calls: int
-    failed: int
-    """Calls without an HTTP 200, or without the whole response: a gRPC error is a 200 with no message."""
-    seconds: float
-    """From the first h2load's start to the last one's end, process starts and connects included."""
 
 
 @dataclass(frozen=True)
@@ -117,15 +102,14 @@ class Load:
     directory: Path
     cpus: frozenset[int]
     port: int
-    method: str
     chats: tuple[str, ...]
     routing_header: str | None
-    reply_size: int
+    tls: bool = False
 
-    def run(self, shape: Shape, calls: int) -> LoadResult:
+    def run(self, orders: Orders, calls: int) -> LoadResult:
         """Send `calls` calls (one for each connection at the least) and wait for their end. BenchError if it sticks."""
-        parts = split(shape, calls, self.chats)
-        commands = [self._command(part, shape) for part in parts]
+        parts = split(orders.shape, calls, self.chats)
+        commands = [self._command(part, orders) for part in parts]
         with contextlib.ExitStack() as stack:
             start = time.perf_counter()
             processes = [
@@ -137,15 +121,18 @@ class Load:
             seconds = time.perf_counter() - start
         failed = 0
         for part, process in zip(parts, processes, strict=True):
-            failed += Counts.parse(process.output()).failed(part.calls, self.reply_size)
+            failed += Counts.parse(process.output()).failed(part.calls, orders.reply_size)
         return LoadResult(sum(part.calls for part in parts), failed, seconds)
 
-    def _command(self, part: Part, shape: Shape) -> list[str]:
+    def _command(self, part: Part, orders: Orders) -> list[str]:
         body = self.directory / f"{part.chat_id}.request"
-        body.write_bytes(framed(request(part.chat_id)))
-        routing = ["-H", f"{self.routing_header}: {part.chat_id}"] if self.routing_header else []
+        body.write_bytes(framed(request(part.chat_id, orders.request_size)))
+        metadata = orders.metadata
+        if self.routing_header:
+            metadata = (*metadata, (self.routing_header, part.chat_id))
         return [
-            *(self.h2load, "-n", str(part.calls), "-c", str(part.connections), "-m", str(shape.streams)),
-            *("-d", str(body), "-H", "content-type: application/grpc", "-H", "te: trailers", *routing),
-            f"http://127.0.0.1:{self.port}{self.method}",
+            *(self.h2load, "-n", str(part.calls), "-c", str(part.connections), "-m", str(orders.shape.streams)),
+            *("-d", str(body), "-H", "content-type: application/grpc", "-H", "te: trailers"),
+            *(option for name, value in metadata for option in ("-H", f"{name}: {value}")),
+            f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}{orders.method}",
         ]
