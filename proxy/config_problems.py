@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -114,6 +114,8 @@ def _describe(detail: ErrorDetails, value: object, model: type[BaseModel]) -> st
         owner = _model_at(model, location[:-1])
         return unknown_key(str(location[-1]), list(owner.model_fields) if owner else [])
     context: Mapping[str, object] = detail.get("ctx", {})
+    if _is_secret(model, location):
+        value = "a secret"  # what is printed ends up in logs
     if kind == "value_error":
         text = str(context["error"])
         # A validator of one value names it; one over a whole table has no single value to name.
@@ -181,6 +183,12 @@ def _model_at(model: type[BaseModel], location: Location) -> type[BaseModel] | N
         field = current.model_fields.get(part) if current else None
         current = _model_in(field.annotation) if field else None
     return current
+
+
+def _is_secret(model: type[BaseModel], location: Location) -> bool:
+    owner = _model_at(model, location[:-1])
+    field = owner.model_fields.get(str(location[-1])) if owner and location else None
+    return field is not None and field.annotation is SecretStr
 
 
 def _model_in(annotation: object) -> type[BaseModel] | None:

@@ -6,9 +6,14 @@ import asyncio
 import gc
 import logging
 import signal
+from typing import Any
 
 import uvloop
 
+from proxy.admin.events import EventBus
+from proxy.admin.local import EndpointJournal, LocalProxy
+from proxy.admin.ring_view import RingViews
+from proxy.admin.server import AdminServer
 from proxy.cluster.address import Address
 from proxy.cluster.cluster import Cluster
 from proxy.control_plane import ControlPlane
@@ -30,6 +35,20 @@ class Proxy:
         self.control = ControlPlane(settings, cluster, reactor)
         self.data = DataPlane(settings, cluster, self.control.detector, reactor)
         self.control.speak_to(self.data)
+        events = EventBus()
+        journal = EndpointJournal(events)
+        journal.watch(cluster.snapshot)
+        views = RingViews()
+        self.admin_port = LocalProxy(
+            cluster, self.data.forwarder, self.data.pools, events, journal, self._config, self._not_ready, views
+        )
+        self.admin = AdminServer(self.admin_port, settings.admin, views)
+
+    def _config(self) -> dict[str, Any]:
+        return self._settings.model_dump(mode="json")
+
+    def _not_ready(self) -> str:
+        return "" if self.data.own_health.serving else self.data.own_health.why_not
 
     async def start(self, *, take_over: bool = False) -> Address:
         """Listen and connect to the endpoints. Returns the address listened on. Raises ConfigError if it is taken.
@@ -54,11 +73,28 @@ class Proxy:
         if takeover is not None:
             await takeover.confirm()
             log.info("took over %s", opened)
+        await self._start_admin(patient=take_over)
         return opened
 
-    async def stop(self) -> int:
-        """Finish the running calls within the grace and close everything. Returns how many calls were cut off."""
+    async def _start_admin(self, *, patient: bool) -> None:
+        # Calls matter more than who watches them: only an address that was asked for, and cannot be had, is a mistake.
+        given = "address" in self._settings.admin.model_fields_set
+        try:
+            await self.admin.start(patient=patient or not given)
+        except OSError as error:
+            await self.stop()
+            address = self._settings.admin.address
+            raise ConfigError([f"admin.address: cannot listen on {address}: {reason(error)}"]) from error
+
+    async def stop(self, *, replaced: bool = False) -> int:
+        """Finish the running calls within the grace and close everything. Returns how many calls were cut off.
+
+        `replaced`: by a successor, who shall have the admin server's port now.
+        """
+        if replaced:
+            await self.admin.stop()
         cut_off = await self.data.drain()
+        await self.admin.stop()
         await self.control.stop()
         self.data.close()
         return cut_off
@@ -72,7 +108,14 @@ async def _run(settings: Settings, *, take_over: bool) -> int:
     proxy = Proxy(settings, AsyncioReactor(loop))
     address = await proxy.start(take_over=take_over)
     configured = Address.parse(settings.listener.address)
-    handover = Handover(configured if configured.port else address, proxy.data.listener.sockets, stop.set)
+    replaced = False
+
+    def taken() -> None:
+        nonlocal replaced
+        replaced = True
+        stop.set()
+
+    handover = Handover(configured if configured.port else address, proxy.data.listener.sockets, taken)
     handover.open()
     # What is alive now stays alive, and calls make few cycles: fewer and smaller collections save 3 % of a call.
     gc.collect()
@@ -84,7 +127,7 @@ async def _run(settings: Settings, *, take_over: bool) -> int:
     for signum in (signal.SIGTERM, signal.SIGINT):  # a second one ends the drain at once
         loop.remove_signal_handler(signum)
     log.info("draining: running calls have %g s to finish", settings.listener.drain_grace)
-    cut_off = await proxy.stop()
+    cut_off = await proxy.stop(replaced=replaced)
     if cut_off:
         log.warning("%d calls did not finish in time and were cut off", cut_off)
     return 0

@@ -14,9 +14,10 @@ import re
 import tomllib
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
+from proxy.admin.settings import AdminSettings
 from proxy.balancing.settings import RingSettings
 from proxy.cluster.outlier import OutlierSettings
 from proxy.cluster.settings import EndpointSettings
@@ -53,6 +54,7 @@ class Settings(BaseModel):
     outlier: OutlierSettings = OutlierSettings()
     upstream: UpstreamSettings = UpstreamSettings()
     health: HealthSettings = HealthSettings()
+    admin: AdminSettings = AdminSettings()
 
     @field_validator("endpoints")
     @classmethod
@@ -75,7 +77,7 @@ def load_settings(path: Path | None, environ: Mapping[str, str] | None = None) -
     try:
         # As JSON, because strict validation of Python objects would refuse dicts and lists where models and tuples
         # are wanted. Dates, which TOML has and no setting takes, become lists, and so are refused wherever they stand.
-        text = json.dumps(data, default=lambda value: [str(value)])
+        text = json.dumps(data, default=_as_json)
         settings = Settings.model_validate_json(text, strict=True)
     except ValidationError as error:
         found = problems_of(error, Settings, data, environment.variables)
@@ -88,6 +90,10 @@ def load_settings(path: Path | None, environ: Mapping[str, str] | None = None) -
     if problems:
         raise ConfigError(problems)
     return settings
+
+
+def _as_json(value: object) -> object:
+    return value.get_secret_value() if isinstance(value, SecretStr) else [str(value)]
 
 
 class _Schema(Settings, BaseSettings):

@@ -33,7 +33,7 @@ def configuration(setup: Setup) -> str:
         route = f"\n[[routes]]\n{repeatable}per_try_timeout = {wanted.per_try_timeout}\n{route}"
     else:
         route += "timeout = 10.0\n"
-    return f'[listener]\naddress = "127.0.0.1:{setup.port}"\n{endpoints}{route}'
+    return f'[listener]\naddress = "127.0.0.1:{setup.port}"\n[admin]\naddress = false\n{endpoints}{route}'
 
 
 PEER = Peer(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Final
 
@@ -30,10 +30,11 @@ class Endpoint:
     """Who a server is, and whether it may be given calls now.
 
     Identity never changes. Availability is flipped in place by those who watch the server: the ring is not rebuilt for
-    that, a pick walks past. `notify` is called after every flip.
+    that, a pick walks past. `notify` is called after every flip, `watch` whenever a cause begins or ceases to speak
+    against the server.
     """
 
-    __slots__ = ("_blocks", "active", "address", "available", "id", "notify", "weight")
+    __slots__ = ("_blocks", "active", "address", "available", "id", "notify", "watch", "weight")
 
     def __init__(self, endpoint_id: str, address: Address, weight: float = 1.0) -> None:
         self.id = endpoint_id
@@ -43,15 +44,19 @@ class Endpoint:
         self.active = 0
         """Calls it has been given and not finished."""
         self.notify: Callable[[Endpoint], None] = _nobody
+        self.watch: Callable[[Endpoint, Cause], None] = _nobody_either
         self._blocks: dict[Cause, str] = {}
 
     def block(self, cause: Cause, reason: str) -> bool:
         """Calls walk past from now on, for `reason` (a few words for people). A newer reason of a cause replaces the
         older. Returns whether it was available before.
         """
+        begins = cause not in self._blocks
         self._blocks[cause] = reason
         flipped = self.available
         self.available = False
+        if begins:
+            self.watch(self, cause)
         if flipped:
             self.notify(self)
         return flipped
@@ -60,16 +65,24 @@ class Endpoint:
         """`cause` has nothing against it any more; nothing changes if it had not. Returns whether this made it
         available.
         """
-        self._blocks.pop(cause, None)
+        ceases = self._blocks.pop(cause, None) is not None
         flipped = not self.available and not self._blocks
         if flipped:
             self.available = True
+        if ceases:
+            self.watch(self, cause)
+        if flipped:
             self.notify(self)
         return flipped
 
     def blocked_by(self, cause: Cause) -> bool:
         """Whether `cause` is among those that say no."""
         return cause in self._blocks
+
+    @property
+    def blocks(self) -> Mapping[Cause, str]:
+        """Who speaks against it now, and why, oldest first."""
+        return self._blocks
 
     @property
     def reason(self) -> str:
@@ -87,3 +100,7 @@ class Endpoint:
 
 def _nobody(_endpoint: Endpoint) -> None:
     """Nobody wants to know."""
+
+
+def _nobody_either(_endpoint: Endpoint, _cause: Cause) -> None:
+    """Nor to know the cause."""

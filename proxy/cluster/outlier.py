@@ -167,6 +167,10 @@ class OutlierDetector:
             return 0.0
         return until - now
 
+    def quarantine_left(self, key: bytes, now: float) -> float:
+        """The same, and nothing is forgotten."""
+        return max(0.0, self.quarantined.get(key, now) - now)
+
     # Ejection.
 
     def _eject(self, endpoint: Endpoint, why: str, now: float) -> bool:

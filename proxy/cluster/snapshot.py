@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 from proxy.balancing.hash_ring import HashRing
@@ -20,10 +20,13 @@ MAX_MEMO_KEY: Final = 256
 class ClusterSnapshot:
     """Members and ring. A new one replaces it when members or weights change; calls keep the one they started with."""
 
-    __slots__ = ("_endpoints", "_hash", "_memo", "by_id", "ring")
+    __slots__ = ("_endpoints", "_hash", "_memo", "by_id", "ring", "version")
 
-    def __init__(self, endpoints: tuple[Endpoint, ...], settings: RingSettings) -> None:
-        """`endpoints` is not empty and its ids are distinct; their order does not matter."""
+    def __init__(self, endpoints: tuple[Endpoint, ...], settings: RingSettings, version: int = 1) -> None:
+        """`endpoints` is not empty and its ids are distinct; their order does not matter. `version`: counts the
+        snapshots of a process, for people.
+        """
+        self.version = version
         ring = HashRing(settings.virtual_nodes, settings.hash)
         for endpoint in endpoints:
             ring.add_node(
@@ -45,6 +48,11 @@ class ClusterSnapshot:
                     self._memo.clear()
                 self._memo[key] = owner
         return owner
+
+    @property
+    def recent_keys(self) -> Collection[bytes]:
+        """Keys whose owner was asked for, as far as they are remembered."""
+        return self._memo.keys()
 
     def candidates(self, key: bytes) -> Iterator[Endpoint]:
         """Every endpoint once, in ring order from the owner of `key`, available or not."""

@@ -54,6 +54,13 @@ class DisplacedChats:
         self.chats.move_to_end(key)
         return endpoint
 
+    def peek(self, key: bytes, now: float) -> tuple[Endpoint | None, float]:
+        """What `find` would give, and the seconds since the last use; does not count as one."""
+        entry = self.chats.get(key)
+        if entry is None or now - entry[1] >= self._idle_time or not entry[0].available:
+            return None, 0.0
+        return entry[0], now - entry[1]
+
     def served(self, key: bytes, endpoint: Endpoint, now: float) -> None:
         """`endpoint`, which does not own `key`, has begun to answer a call for it."""
         if self._immediate:

@@ -36,6 +36,11 @@ class OwnHealth:
         """The state now."""
         return not self._draining and self._somebody_available()
 
+    @property
+    def why_not(self) -> str:
+        """Why it is not serving, for people."""
+        return "the proxy is draining" if self._draining else "no server is available"
+
     def serve(self, call: Call, method: str) -> None:
         """Answer `call`, whose service name is empty."""
         if method == "Check":

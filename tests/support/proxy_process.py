@@ -41,9 +41,9 @@ def toml(
     """A configuration. `endpoints`: id to address. `routes`: the lines of each. `tables`: listener, ring, upstream, ...
 
     Unless told otherwise, the listener takes a free port, displaced chats go home at once, and servers are not checked,
-    as tests count their connections and calls.
+    as tests count their connections and calls, and there is no admin server.
     """
-    tables = {"failback": {"mode": "immediate"}, "health": {"kind": "off"}, **tables}
+    tables = {"failback": {"mode": "immediate"}, "health": {"kind": "off"}, "admin": {"address": ""}, **tables}
     listener: Table = {"address": "127.0.0.1:0", "drain_grace": 5.0}
     tables = {**tables, "listener": {**listener, **tables.get("listener", {})}}
     lines = []

@@ -207,3 +207,33 @@ def test_a_single_node_owns_everything() -> None:
     ring = RingSnapshot.build([RingNode("only", 1)])
     assert {ring.owner_index(key_hash) for key_hash in (0, 1, 2**31, 2**32 - 1)} == {0}
     assert ring.shares() == {"only": 1.0}
+
+
+@given(
+    points=st.dictionaries(
+        st.sampled_from(["a", "b", "c"]),
+        st.lists(st.integers(0, 6) | st.integers(2**32 - 4, 2**32 - 1) | HASHES, min_size=1, max_size=8),
+        min_size=1,
+    )
+)
+def test_arcs_are_the_whole_ring_in_the_longest_pieces_of_one_owner(points: dict[str, list[int]]) -> None:
+    ring = ring_of_points(points)
+    arcs = list(ring.arcs())
+    owners = {ring.owner_index(place) for places in points.values() for place in places}
+    assert {arc.node for arc in arcs} == owners, "whoever owns anything has an arc, and nobody else"
+    following = [*arcs[1:], arcs[0]]
+    for arc, after in zip(arcs, following, strict=True):
+        assert arc.end == after.start
+        assert len(arcs) == 1 or arc.node != after.node
+        for place in (arc.end, (arc.start + 1) % 2**32):
+            assert ring.owner_index(place) == arc.node
+    lengths = [(arc.end - arc.start) % 2**32 or 2**32 for arc in arcs]
+    assert sum(lengths) == 2**32
+    shares = dict.fromkeys(ring.shares(), 0.0)
+    for arc, length in zip(arcs, lengths, strict=True):
+        shares[ring.nodes[arc.node].id] += length / 2**32
+    assert shares == ring.shares()
+
+
+def test_an_empty_ring_has_no_arcs() -> None:
+    assert list(RingSnapshot.build([]).arcs()) == []

@@ -52,3 +52,20 @@ def test_only_the_operator_takes_back_an_operators_drain() -> None:
     assert server.reason == "drained by the operator"
     assert server.unblock(Cause.OPERATOR)
     assert server.available
+
+
+def test_a_watcher_is_told_when_a_cause_begins_and_when_it_ceases_and_not_in_between() -> None:
+    server, told = endpoint(), []
+    server.watch = lambda changed, cause: told.append((cause, changed.blocks.get(cause), changed.available))
+    server.block(Cause.HEALTH, "timed out")
+    server.block(Cause.HEALTH, "said NOT_SERVING")
+    server.block(Cause.EJECTED, "5 failures in a row")
+    server.unblock(Cause.HEALTH)
+    server.unblock(Cause.HEALTH)
+    server.unblock(Cause.EJECTED)
+    assert told == [
+        (Cause.HEALTH, "timed out", False),
+        (Cause.EJECTED, "5 failures in a row", False),
+        (Cause.HEALTH, None, False),
+        (Cause.EJECTED, None, True),
+    ]

@@ -1,0 +1,207 @@
+"""The requests of the admin API and their answers. See `schema` for what they hold."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Final, TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from proxy.admin import schema
+from proxy.admin.guard import ProblemError
+from proxy.admin.ports import AdminPort, LastServerError, ReloadRefusedError
+from proxy.admin.ring_view import RingView, RingViews
+from proxy.admin.slices import sliced
+from proxy.balancing.hashing import RING_SIZE
+
+HEARTBEAT: Final = 15.0
+"""Seconds after which a stream of events says that it is alive; proxies in between give up after a minute or so."""
+MAX_KEY: Final = 4096
+"""Bytes of the longest key that is explained."""
+CANDIDATES: Final = 16
+MAX_CANDIDATES: Final = 1000
+
+_Body = TypeVar("_Body", bound=BaseModel)
+
+
+class Api:
+    """Handlers of the requests. `routes` lists them."""
+
+    def __init__(self, proxy: AdminPort, views: RingViews, *, max_watchers: int) -> None:
+        self._proxy = proxy
+        self._views = views
+        self._max_watchers = max_watchers
+        self._ring: tuple[RingView, bytes] | None = None
+        """The latest one's body: only the first to ask waits for it to be made."""
+
+    def routes(self) -> list[web.RouteDef]:
+        """Every path and its handler."""
+        return [
+            web.get("/livez", self.livez),
+            web.get("/readyz", self.readyz),
+            web.get("/api/schema", self.json_schema),
+            web.get("/api/config", self.config),
+            web.get("/api/endpoints", self.endpoints),
+            web.get("/api/ring", self.ring),
+            web.get("/api/explain", self.explain),
+            web.get("/api/decisions", self.decisions),
+            web.get("/api/events", self.events),
+            web.post("/api/endpoints/{id}/drain", self.drain),
+            web.post("/api/endpoints/{id}/undrain", self.undrain),
+            web.post("/api/reload", self.reload),
+        ]
+
+    async def livez(self, _request: web.Request) -> web.Response:
+        """The process runs and its event loop turns."""
+        return _json(schema.Health(status="ok"))
+
+    async def readyz(self, _request: web.Request) -> web.Response:
+        """Clients may be sent here."""
+        reason = self._proxy.not_ready()
+        if reason:
+            return _json(schema.Health(status="unavailable", reason=reason), HTTPStatus.SERVICE_UNAVAILABLE)
+        return _json(schema.Health(status="ok"))
+
+    async def json_schema(self, _request: web.Request) -> web.Response:
+        """The JSON schema of all bodies."""
+        return web.json_response(schema.json_schema())
+
+    async def config(self, _request: web.Request) -> web.Response:
+        """The settings that hold."""
+        return _json(schema.Config(settings=self._proxy.config()))
+
+    async def endpoints(self, _request: web.Request) -> web.Response:
+        """Every server."""
+        return _json(await self._proxy.endpoints())
+
+    async def ring(self, request: web.Request) -> web.StreamResponse:
+        """The ring: large, so it is made in slices, kept, and not made again for who has it."""
+        snapshot = self._proxy.snapshot()
+        view = await self._views.of(self._proxy.ring())
+        tag = f'"{snapshot.version}-{snapshot.fingerprint}"'
+        if request.headers.get("If-None-Match") == tag:
+            return web.Response(status=HTTPStatus.NOT_MODIFIED, headers={"ETag": tag})
+        body = await self._ring_body(view, snapshot)
+        return web.Response(body=body, content_type="application/json", headers={"ETag": tag})
+
+    async def _ring_body(self, view: RingView, snapshot: schema.Snapshot) -> bytes:
+        if self._ring is None or self._ring[0] is not view:
+            empty = schema.Ring(snapshot=snapshot, hash=view.ring.layout, ring_size=RING_SIZE, members=())
+            pieces = []
+            async for node, arcs, share in sliced(zip(view.ring.nodes, view.arcs, view.shares, strict=True)):
+                member = schema.RingMember(id=node.id, virtual_nodes=node.vnodes, share=share, arcs=arcs)
+                pieces.append(member.model_dump_json())
+            start, end = empty.model_dump_json().rsplit("[]", 1)
+            self._ring = view, f"{start}[{','.join(pieces)}]{end}".encode()
+        return self._ring[1]
+
+    async def explain(self, request: web.Request) -> web.Response:
+        """Where a key goes, and why. `key`: UTF-8 text, or `key_hex`: any bytes."""
+        query = request.query
+        if "key_hex" in query:
+            try:
+                key = bytes.fromhex(query["key_hex"])
+            except ValueError as error:
+                raise ProblemError(HTTPStatus.BAD_REQUEST, "key_hex: not hexadecimal digits") from error
+        else:
+            key = query.get("key", "").encode("utf-8", "surrogateescape")
+        if not key:
+            raise ProblemError(HTTPStatus.BAD_REQUEST, "say which key: /api/explain?key=CHAT_ID")
+        if len(key) > MAX_KEY:
+            raise ProblemError(HTTPStatus.BAD_REQUEST, f"a key of {len(key)} bytes; the most is {MAX_KEY}")
+        limit = whole_number(query.get("candidates", str(CANDIDATES)), "candidates", 1, MAX_CANDIDATES)
+        return _json(await self._proxy.explain(key, limit))
+
+    async def decisions(self, _request: web.Request) -> web.Response:
+        """Where the latest calls went."""
+        return _json(await self._proxy.decisions())
+
+    async def drain(self, request: web.Request) -> web.Response:
+        """New calls walk past the server."""
+        body = await _read(request, schema.DrainRequest)
+        try:
+            return _json(await self._proxy.drain(request.match_info["id"], body.reason, force=body.force))
+        except KeyError:
+            raise _no_such_endpoint(request) from None
+        except LastServerError as error:
+            raise ProblemError(HTTPStatus.CONFLICT, f'{error}; {{"force": true}} drains it all the same') from error
+
+    async def undrain(self, request: web.Request) -> web.Response:
+        """The operator gives the server back."""
+        await _read(request, schema.Empty)
+        try:
+            return _json(await self._proxy.undrain(request.match_info["id"]))
+        except KeyError:
+            raise _no_such_endpoint(request) from None
+
+    async def reload(self, request: web.Request) -> web.Response:
+        """Read the configuration again."""
+        await _read(request, schema.Empty)
+        try:
+            return _json(await self._proxy.reload())
+        except ReloadRefusedError as error:
+            raise ProblemError(
+                HTTPStatus.CONFLICT,
+                "the configuration was not applied, nothing has changed",
+                problems=tuple(error.problems),
+            ) from error
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """What happens, as server-sent events (HTML standard, section 9.2)."""
+        bus = self._proxy.events
+        if bus.listeners >= self._max_watchers:
+            raise ProblemError(
+                HTTPStatus.SERVICE_UNAVAILABLE, f"{self._max_watchers} clients are watching events already"
+            )
+        last = request.headers.get("Last-Event-ID", request.query.get("after", ""))
+        after = int(last) if last.isascii() and last.isdigit() and len(last) < 16 else None
+        with bus.subscribe(after) as subscription:
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+            await response.prepare(request)
+            await response.write(b": the events of this proxy\n\n")
+            while True:
+                try:
+                    async with asyncio.timeout(HEARTBEAT):
+                        events = await subscription.next()
+                except TimeoutError:
+                    await response.write(b": still here\n\n")
+                    continue
+                if events is None:
+                    return response
+                await response.write(b"".join(map(_message, events)))
+
+
+def _message(event: schema.Event) -> bytes:
+    return f"id: {event.id}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n".encode()
+
+
+def _json(body: BaseModel, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
+    return web.Response(body=body.model_dump_json().encode(), status=status, content_type="application/json")
+
+
+def whole_number(text: str, name: str, least: int, most: int) -> int:
+    """A number of a query. Raises ProblemError."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
+        raise ProblemError(HTTPStatus.BAD_REQUEST, f"{name}: a whole number from {least} to {most}, got {text!r}")
+    return int(text)
+
+
+async def _read(request: web.Request, model: type[_Body]) -> _Body:
+    data = await request.read() or b"{}"
+    try:
+        return model.model_validate_json(data, strict=True)
+    except ValidationError as error:
+        problems = tuple(
+            f"{'.'.join(map(str, each['loc'])) or 'body'}: {each['msg']}" for each in error.errors(include_url=False)
+        )
+        raise ProblemError(
+            HTTPStatus.BAD_REQUEST, f"the body is not what it should be ({problems[0]})", problems=problems
+        ) from error
+
+
+def _no_such_endpoint(request: web.Request) -> ProblemError:
+    return ProblemError(
+        HTTPStatus.NOT_FOUND, f"no endpoint has the id {request.match_info['id']!r}; /api/endpoints lists them"
+    )

@@ -1,0 +1,243 @@
+"""The admin API's view of the proxy in whose process it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+
+from proxy.admin import schema
+from proxy.admin.events import EventBus
+from proxy.admin.ports import LastServerError, ReloadRefusedError
+from proxy.admin.ring_view import RingViews
+from proxy.admin.slices import sliced
+from proxy.balancing.hashing import RING_SIZE
+from proxy.balancing.ring import RingSnapshot
+from proxy.cluster.cluster import Cluster
+from proxy.cluster.endpoint import Cause, Endpoint
+from proxy.forwarding.explain import Explanation, Verdict, explain
+from proxy.forwarding.forwarder import Forwarder
+
+DRAINED: Final = "drained by the operator"
+
+_GRAVEST: Final[tuple[tuple[Cause, schema.EndpointStatus], ...]] = (
+    (Cause.OPERATOR, "draining"),
+    (Cause.CONNECT, "unreachable"),
+    (Cause.HEALTH, "unhealthy"),
+    (Cause.EJECTED, "ejected"),
+)
+
+
+def status_of(blocks: Collection[Cause]) -> schema.EndpointStatus:
+    """One word for a server that these speak against."""
+    return next((word for cause, word in _GRAVEST if cause in blocks), "available")
+
+
+class EndpointJournal:
+    """Remembers since when a cause speaks against a server, and tells the event bus of it."""
+
+    def __init__(self, events: EventBus) -> None:
+        self._events = events
+        self._since: dict[tuple[str, Cause], datetime] = {}
+
+    def watch(self, endpoints: Iterable[Endpoint]) -> None:
+        """Also these, from now on."""
+        for endpoint in endpoints:
+            endpoint.watch = self._changed
+
+    def forget(self, endpoint: Endpoint) -> None:
+        """It has left the cluster."""
+        for cause in Cause:
+            self._since.pop((endpoint.id, cause), None)
+
+    def blocks(self, endpoint: Endpoint) -> tuple[schema.Block, ...]:
+        """What speaks against it now."""
+        return tuple(
+            schema.Block(cause=cause.value, reason=why, since=self._since.get((endpoint.id, cause)))
+            for cause, why in endpoint.blocks.items()
+        )
+
+    def _changed(self, endpoint: Endpoint, cause: Cause) -> None:
+        why = endpoint.blocks.get(cause)
+        if why is not None:
+            event = self._events.publish(_BEGINS[cause], endpoint=endpoint.id, cause=cause.value, detail=why)
+            self._since[endpoint.id, cause] = event.at
+        else:
+            self._since.pop((endpoint.id, cause), None)
+            self._events.publish(_CEASES[cause], endpoint=endpoint.id, cause=cause.value)
+
+
+_BEGINS: Final = {
+    Cause.CONNECT: "unreachable",
+    Cause.HEALTH: "unhealthy",
+    Cause.EJECTED: "ejected",
+    Cause.OPERATOR: "drained",
+}
+_CEASES: Final = {
+    Cause.CONNECT: "reachable",
+    Cause.HEALTH: "healthy",
+    Cause.EJECTED: "recovered",
+    Cause.OPERATOR: "undrained",
+}
+
+
+class Pool(Protocol):
+    """What is told of the connections to an endpoint."""
+
+    @property
+    def connections(self) -> Collection[object]:
+        """Ready for calls."""
+
+    @property
+    def waiting(self) -> Collection[object]:
+        """Calls that are parked."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalProxy:
+    """`AdminPort` of a data path in the same process."""
+
+    cluster: Cluster
+    forwarder: Forwarder
+    pools: Mapping[Endpoint, Pool]
+    events: EventBus
+    journal: EndpointJournal
+    settings: Callable[[], dict[str, Any]]
+    """The settings that hold, as JSON, secrets masked."""
+    unready: Callable[[], str]
+    """See `AdminPort.not_ready`."""
+    views: RingViews
+
+    def not_ready(self) -> str:
+        """See `AdminPort`."""
+        return self.unready()
+
+    def config(self) -> dict[str, Any]:
+        """See `AdminPort`."""
+        return self.settings()
+
+    def snapshot(self) -> schema.Snapshot:
+        """See `AdminPort`."""
+        snapshot = self.cluster.snapshot
+        return schema.Snapshot(version=snapshot.version, fingerprint=snapshot.ring.fingerprint)
+
+    def ring(self) -> RingSnapshot:
+        """See `AdminPort`."""
+        return self.cluster.snapshot.ring
+
+    async def endpoints(self) -> schema.Endpoints:
+        """See `AdminPort`."""
+        snapshot = self.cluster.snapshot
+        view = await self.views.of(snapshot.ring)
+        told = [
+            self._endpoint(snapshot.by_id[node.id], node.vnodes, view.shares[index])
+            async for index, node in sliced(enumerate(snapshot.ring.nodes))
+        ]
+        return schema.Endpoints(
+            snapshot=self.snapshot(),
+            at=datetime.now(UTC),
+            active_calls=self.forwarder.active,
+            endpoints=tuple(told),
+        )
+
+    def _endpoint(self, endpoint: Endpoint, virtual_nodes: int, share: float) -> schema.Endpoint:
+        pool = self.pools.get(endpoint)
+        return schema.Endpoint(
+            id=endpoint.id,
+            address=str(endpoint.address),
+            weight=endpoint.weight,
+            virtual_nodes=virtual_nodes,
+            share=share,
+            status=status_of(endpoint.blocks),
+            available=endpoint.available,
+            blocks=self.journal.blocks(endpoint),
+            active_calls=endpoint.active,
+            connections=len(pool.connections) if pool else 0,
+            waiting_calls=len(pool.waiting) if pool else 0,
+        )
+
+    async def explain(self, key: bytes, limit: int) -> schema.Explanation:
+        """See `AdminPort`."""
+        found = explain(self.forwarder, key, limit)
+        return schema.Explanation(
+            snapshot=self.snapshot(),
+            key=key.decode("utf-8", "backslashreplace"),
+            hash=found.key_hash,
+            position=found.key_hash / RING_SIZE,
+            owner=found.owner.id,
+            chosen=found.chosen.id if found.chosen else None,
+            verdict=found.verdict.value,
+            summary=summary(found),
+            candidates=tuple(
+                schema.Candidate(
+                    id=each.endpoint.id,
+                    address=str(each.endpoint.address),
+                    status=status_of(each.endpoint.blocks),
+                    available=each.endpoint.available,
+                    chosen=each.chosen,
+                    passed_over=each.why,
+                    blocks=self.journal.blocks(each.endpoint),
+                    active_calls=each.endpoint.active,
+                )
+                for each in found.candidates
+            ),
+            more_candidates=found.more,
+            displaced=schema.Displaced(endpoint=found.displaced_to.id, idle=found.idle) if found.displaced_to else None,
+            quarantined_for=found.quarantined_for,
+        )
+
+    async def decisions(self) -> schema.Decisions:
+        """See `AdminPort`."""
+        return schema.Decisions(sample=0, chat_ids="hashed", decisions=())
+
+    async def recent_keys(self) -> Collection[bytes]:
+        """See `AdminPort`."""
+        return self.cluster.snapshot.recent_keys
+
+    async def drain(self, endpoint_id: str, reason: str, *, force: bool) -> schema.Drained:
+        """See `AdminPort`."""
+        snapshot = self.cluster.snapshot
+        endpoint = snapshot.by_id[endpoint_id]
+        if not force and endpoint.available and not any(each.available for each in snapshot if each is not endpoint):
+            raise LastServerError(f"{endpoint_id} is the only server that is available")
+        changed = not endpoint.blocked_by(Cause.OPERATOR)
+        endpoint.block(Cause.OPERATOR, f"{DRAINED}: {reason}" if reason else DRAINED)
+        return _drained(endpoint, changed=changed)
+
+    async def undrain(self, endpoint_id: str) -> schema.Drained:
+        """See `AdminPort`."""
+        endpoint = self.cluster.snapshot.by_id[endpoint_id]
+        changed = endpoint.blocked_by(Cause.OPERATOR)
+        endpoint.unblock(Cause.OPERATOR)
+        return _drained(endpoint, changed=changed)
+
+    async def reload(self) -> schema.Reloaded:
+        """See `AdminPort`."""
+        raise ReloadRefusedError(["this proxy cannot reload its configuration: restart it with --takeover"])
+
+
+def _drained(endpoint: Endpoint, *, changed: bool) -> schema.Drained:
+    status = status_of(endpoint.blocks)
+    return schema.Drained(id=endpoint.id, changed=changed, status=status, active_calls=endpoint.active)
+
+
+def summary(found: Explanation) -> str:
+    """An explanation in a sentence."""
+    owner, chosen = found.owner.id, found.chosen.id if found.chosen else ""
+    match found.verdict:
+        case Verdict.OWNER:
+            return f"{owner} owns the key and takes it"
+        case Verdict.DISPLACED:
+            return f"{owner} owns the key, but the chat stays with {chosen}, which has its session"
+        case Verdict.PASSED_OVER:
+            return f"{owner} owns the key but cannot take it ({found.owner.reason}); {chosen} is the next that can"
+        case Verdict.PANIC:
+            return f"no server is available; {chosen} is tried all the same"
+        case Verdict.OVER_BOUND:
+            full = next(each for each in found.candidates if each.why.startswith("over"))
+            return f"{full.endpoint.id} shall have the call, but is {full.why}"
+        case Verdict.QUARANTINED:
+            return f"the chat failed on two servers in a row: refused for {found.quarantined_for:.0f} s more"
+        case Verdict.NOBODY:
+            return f"{owner} owns the key, and no server can take it"

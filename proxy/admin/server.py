@@ -1,0 +1,95 @@
+"""The web server of the admin API."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from aiohttp import web
+
+from proxy.admin.api import Api
+from proxy.admin.guard import errors, guard
+from proxy.admin.ports import AdminPort
+from proxy.admin.ring_view import RingViews
+from proxy.admin.settings import AdminSettings
+from proxy.cluster.address import Address
+
+log = logging.getLogger(__name__)
+
+MAX_BODY: Final = 65_536
+"""Bytes of the longest request body."""
+LAST_WORDS: Final = 1.0
+"""Seconds that running requests get at the end."""
+TRY_AGAIN: Final = 1.0
+"""Seconds between two tries to get a port that is taken."""
+
+
+def application(proxy: AdminPort, settings: AdminSettings, views: RingViews) -> web.Application:
+    """All of it, for a server or for a test."""
+    app = web.Application(middlewares=[errors, guard(settings)], client_max_size=MAX_BODY)
+    app.add_routes(Api(proxy, views, max_watchers=settings.max_watchers).routes())
+    return app
+
+
+class AdminServer:
+    """Listens from `start` until `stop`."""
+
+    def __init__(self, proxy: AdminPort, settings: AdminSettings, views: RingViews) -> None:
+        self._proxy = proxy
+        self._settings = settings
+        self._views = views
+        self._runner: web.AppRunner | None = None
+        self._trying: asyncio.Task[None] | None = None
+        self.address: Address | None = None
+        """Where it listens; None: it does not."""
+
+    async def start(self, *, patient: bool) -> None:
+        """Listen, if an address is set. A port that is taken is an OSError; `patient`: it is waited for instead, in the
+        background, as the proxy must not fail for it.
+        """
+        if not self._settings.address:
+            return
+        app = application(self._proxy, self._settings, self._views)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=LAST_WORDS)
+        await self._runner.setup()
+        try:
+            await self._listen(self._runner)
+        except OSError as error:
+            if not patient:
+                await self.stop()
+                raise
+            log.warning("the admin server waits for %s: %s", self._settings.address, error.strerror or error)
+            self._trying = asyncio.get_running_loop().create_task(self._keep_trying(self._runner), name="admin port")
+
+    async def _listen(self, runner: web.AppRunner) -> None:
+        host, port = Address.parse(self._settings.address)
+        site = web.TCPSite(runner, host, port)
+        try:
+            await site.start()
+        except OSError:
+            await site.stop()
+            raise
+        host, port = runner.addresses[0][:2]
+        self.address = Address(host, port)
+        log.info("admin server on http://%s", self.address)
+
+    async def _keep_trying(self, runner: web.AppRunner) -> None:
+        while self.address is None:
+            await asyncio.sleep(TRY_AGAIN)
+            try:
+                await self._listen(runner)
+            except OSError:
+                continue
+
+    async def stop(self) -> None:
+        """Listen no more. Event streams end, other requests get a moment. May be called twice or without `start`."""
+        if self._trying is not None:
+            self._trying.cancel()
+            await asyncio.gather(self._trying, return_exceptions=True)
+            self._trying = None
+        self._proxy.events.close()
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+        self.address = None

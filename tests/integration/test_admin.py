@@ -1,0 +1,198 @@
+"""The admin server of a real proxy, asked over HTTP while real clients call through it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import grpc.aio
+import pytest
+
+from tests.support.grpc_server import EchoServer, channel, echo_servers, server_of
+from tests.support.messages import keyed
+from tests.support.polling import eventually
+from tests.support.proxy_process import ProxyProcess, addresses, environment, proxy_process, toml
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+IDS = ("Server-A", "Server-B", "Server-C")
+CHATS = tuple(f"chat-{number:03d}" for number in range(30))
+METHOD = "/chat.ChatService/PostMessage"
+TOKEN = "correct-horse-battery-staple"
+
+
+@pytest.fixture
+async def servers() -> AsyncIterator[tuple[EchoServer, ...]]:
+    async with echo_servers(*IDS) as three:
+        yield three
+
+
+@pytest.fixture
+async def proxy(servers: tuple[EchoServer, ...], tmp_path: Path) -> AsyncIterator[ProxyProcess]:
+    async with proxy_process(tmp_path, toml(addresses(*servers), admin={"address": "127.0.0.1:0"})) as running:
+        yield running
+
+
+@asynccontextmanager
+async def admin_of(proxy: ProxyProcess, **headers: str) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client of its admin server, whose address is in its log."""
+    found = await eventually(lambda: re.search(r"admin server on (http://\S+)", proxy.log()), "the admin server")
+    async with aiohttp.ClientSession(found[1], headers=headers) as session:
+        yield session
+
+
+async def served_by(client: grpc.aio.Channel, chat: str) -> str:
+    call = client.unary_unary(METHOD)(keyed(chat))
+    await call
+    return await server_of(call)
+
+
+async def all_served_by(client: grpc.aio.Channel) -> dict[str, str]:
+    return dict(zip(CHATS, await asyncio.gather(*(served_by(client, chat) for chat in CHATS)), strict=True))
+
+
+async def get(admin: aiohttp.ClientSession, path: str) -> Any:
+    async with admin.get(path) as response:
+        assert response.status == HTTPStatus.OK, await response.text()
+        return await response.json()
+
+
+async def test_an_explanation_names_the_server_that_calls_reach(proxy: ProxyProcess) -> None:
+    async with channel(proxy.address) as client, admin_of(proxy) as admin:
+        for chat, server in (await all_served_by(client)).items():
+            assert (await get(admin, f"/api/explain?key={chat}"))["chosen"] == server
+
+
+async def test_a_drain_moves_the_new_calls_of_that_server_alone(proxy: ProxyProcess) -> None:
+    async with channel(proxy.address) as client, admin_of(proxy) as admin:
+        at_home = await all_served_by(client)
+        stream = client.stream_stream("/any.Service/Chat")(metadata=(("x-chat-id", proxy.key_of("Server-B")),))
+        await stream.write(b"before")
+        assert await stream.read() == b"before"
+
+        async with admin.post("/api/endpoints/Server-B/drain", json={"reason": "upgrade"}) as response:
+            assert await response.json() == {
+                "schema_version": 1,
+                "id": "Server-B",
+                "changed": True,
+                "status": "draining",
+                "active_calls": 1,
+            }
+        moved = await all_served_by(client)
+        assert {chat for chat in CHATS if moved[chat] != at_home[chat]} == {
+            chat for chat in CHATS if at_home[chat] == "Server-B"
+        }
+        assert "Server-B" not in moved.values()
+
+        # What it has, it keeps.
+        await stream.write(b"after")
+        assert await stream.read() == b"after"
+        await stream.done_writing()
+        assert await stream.read() is grpc.aio.EOF
+        [drained] = [each for each in (await get(admin, "/api/endpoints"))["endpoints"] if each["id"] == "Server-B"]
+        assert (drained["active_calls"], drained["blocks"][0]["cause"]) == (0, "operator")
+
+        async with admin.post("/api/endpoints/Server-B/undrain", json={}) as response:
+            assert (await response.json())["status"] == "available"
+        assert await all_served_by(client) == at_home
+
+
+async def test_a_passed_health_check_does_not_undo_a_drain(servers: tuple[EchoServer, ...], tmp_path: Path) -> None:
+    health = {"kind": "tcp", "interval": 0.05, "unhealthy_interval": 0.05}
+    config = toml(addresses(*servers), admin={"address": "127.0.0.1:0"}, health=health)
+    async with proxy_process(tmp_path, config) as proxy, admin_of(proxy) as admin:
+        async with admin.post("/api/endpoints/Server-A/drain", json={}) as response:
+            assert response.status == HTTPStatus.OK
+        async with admin.get("/api/events", headers={"Last-Event-ID": "0"}) as events:
+            # Checks go on: a server that dies and comes back is seen to do both, and the drain stands.
+            await servers[0].stop()
+            async for line in events.content:
+                if line == b"event: unhealthy\n":
+                    break
+            await servers[0].start()
+            async for line in events.content:
+                if line == b"event: healthy\n":
+                    break
+        told = {each["id"]: each["status"] for each in (await get(admin, "/api/endpoints"))["endpoints"]}
+        assert told["Server-A"] == "draining"
+
+
+async def test_mistakes_are_404_400_and_401(servers: tuple[EchoServer, ...], tmp_path: Path) -> None:
+    config = toml(addresses(*servers), admin={"address": "127.0.0.1:0", "token": TOKEN})
+    async with (
+        proxy_process(tmp_path, config) as proxy,
+        admin_of(proxy, Authorization=f"Bearer {TOKEN}") as admin,
+        admin_of(proxy) as stranger,
+        channel(proxy.address) as client,
+    ):
+        async with admin.post("/api/endpoints/nobody/drain", json={}) as response:
+            assert (response.status, response.content_type) == (404, "application/problem+json")
+        async with admin.post("/api/endpoints/Server-A/drain", json={"reason": 1}) as response:
+            assert (response.status, response.content_type) == (400, "application/problem+json")
+        async with stranger.post("/api/endpoints/Server-A/drain", json={}) as response:
+            assert (response.status, response.content_type) == (401, "application/problem+json")
+        async with stranger.get("/readyz") as response:
+            assert response.status == HTTPStatus.OK
+        served = await all_served_by(client)
+        assert served == {chat: proxy.owner(chat) for chat in CHATS}, "none of it has changed anything"
+
+
+async def test_while_it_drains_the_proxy_says_that_it_is_not_ready(
+    servers: tuple[EchoServer, ...], tmp_path: Path
+) -> None:
+    config = toml(addresses(*servers), admin={"address": "127.0.0.1:0"})
+    async with (
+        proxy_process(tmp_path, config) as proxy,
+        channel(proxy.address) as client,
+        admin_of(proxy) as admin,
+    ):
+        stream = client.stream_stream("/any.Service/Chat")(metadata=(("x-chat-id", "chat-000"),))
+        await stream.write(b"x")
+        assert await stream.read() == b"x"
+        proxy.signal(signal.SIGTERM)
+
+        await eventually(lambda: "draining:" in proxy.log(), "the drain")
+        async with admin.get("/readyz") as response:
+            assert response.status == HTTPStatus.SERVICE_UNAVAILABLE
+            assert (await response.json())["reason"] == "the proxy is draining"
+        await stream.done_writing()
+        assert await stream.read() is grpc.aio.EOF
+
+
+def test_an_admin_address_that_was_asked_for_and_is_taken_is_a_mistake(tmp_path: Path) -> None:
+    config = tmp_path / "proxy.toml"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        config.write_text(toml({"Server-A": "127.0.0.1:9"}, admin={"address": address}), encoding="utf-8")
+        command = [sys.executable, "-m", "proxy", "serve", "--config", str(config)]
+        ended = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 2
+    assert f"admin.address: cannot listen on {address}: " in ended.stderr.splitlines()[-1]
+
+
+async def test_a_successor_takes_the_admin_address_over_too(servers: tuple[EchoServer, ...], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        listener, admin_port = (f"127.0.0.1:{each.getsockname()[1]}" for each in (one, other))
+    config = toml(addresses(*servers), listener={"address": listener}, admin={"address": admin_port})
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    async with proxy_process(first, config) as old:
+        async with admin_of(old) as admin:
+            await get(admin, "/livez")
+        async with proxy_process(second, config, arguments=["--takeover"]) as new:
+            assert await old.ended() == 0
+            old.signalled = True
+            async with admin_of(new) as admin:
+                assert f"admin server on http://{admin_port}" in new.log()
+                assert (await get(admin, "/readyz"))["status"] == "ok"
