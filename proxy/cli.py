@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     json = argparse.ArgumentParser(add_help=False)
     json.add_argument("--json", action="store_true", help="for programs: one JSON object on stdout")
 
-    serve = _command(commands, "serve", "run the proxy until SIGTERM or Ctrl-C", config)
+    serve = _command(commands, "serve", "run the proxy until SIGTERM or Ctrl-C; SIGHUP reloads the file", config)
     serve.add_argument(
         "--takeover",
         action="store_true",

@@ -9,13 +9,18 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Protocol
 
+from proxy.admin.events import EventBus
+from proxy.admin.local import EndpointJournal
 from proxy.cluster.address import Address
 from proxy.cluster.outlier import OutlierDetector
 from proxy.control.health import HealthChecker
 from proxy.control.outlier_sweeper import OutlierSweeper
+from proxy.transport.slices import in_passes
 
 if TYPE_CHECKING:
-    from proxy.cluster.cluster import Cluster
+    from collections.abc import Iterable
+
+    from proxy.cluster.cluster import Cluster, Succession
     from proxy.cluster.endpoint import Endpoint
     from proxy.settings import Settings
     from proxy.transport.reactor import Reactor
@@ -29,19 +34,32 @@ class DataPlanes(Protocol):
     def answers(self, endpoint: Endpoint) -> None:
         """`endpoint` has just been seen to answer: do not wait with connecting to it."""
 
+    def prepare(self, settings: Settings, added: Iterable[Endpoint]) -> None:
+        """These endpoints are about to be published."""
+
+    def apply(self, settings: Settings) -> None:
+        """The cluster has published: go on by that, and by these settings."""
+
+    async def applied(self) -> None:
+        """Returns when calls are carried by what was applied."""
+
 
 class ControlPlane:
     """Health checks and outlier detection, from `start` until `stop`."""
 
     def __init__(self, settings: Settings, cluster: Cluster, reactor: Reactor) -> None:
         self.cluster = cluster
+        self.events = EventBus()
+        """What happens to the servers, for the operator."""
+        self.journal = EndpointJournal(self.events)
+        self.journal.watch(cluster.snapshot)
         self.detector = OutlierDetector(settings.outlier, cluster.snapshot)
         self._data_planes: DataPlanes | None = None
         self._sweeper = OutlierSweeper(self.detector, settings.outlier, reactor)
         self._checker = HealthChecker(
             cluster.snapshot,
             settings.health,
-            addresses={each.id: Address.parse(each.check_address or each.address) for each in settings.endpoints},
+            addresses=_check_addresses(settings),
             on_success=self._passed_a_check,
             chance=reactor.random,
         )
@@ -64,8 +82,44 @@ class ControlPlane:
         self._sweeper.stop()
         await self._checker.stop()
 
+    async def apply(self, settings: Settings) -> int:
+        """Go on by these settings, without disturbing a call. Returns the number of the snapshot that holds now.
+
+        New servers are connected to and checked before they get calls; one whose checks do not end in time is taken for
+        healthy, as at the start. Only one `apply` may be under way.
+        """
+        planes = self._data_planes
+        assert planes is not None  # noqa: S101 - see `speak_to`
+        succession = await in_passes(self.cluster.succession(settings.endpoints, settings.ring))
+        self.prepare(settings, succession)
+        await self._checker.configure(succession.weights, settings.health, _check_addresses(settings))
+        self.switch(settings, succession)
+        await planes.applied()
+        return self.cluster.snapshot.version
+
+    def prepare(self, settings: Settings, succession: Succession) -> None:
+        """The first part of `apply`: get to know the new servers."""
+        self.journal.watch(succession.added)
+        if self._data_planes is not None:
+            self._data_planes.prepare(settings, succession.added)
+
+    def switch(self, settings: Settings, succession: Succession) -> None:
+        """The moment of `apply`: from one call to the next all of it holds."""
+        for endpoint in succession.removed:
+            self.journal.forget(endpoint)
+        self.cluster.publish(succession)
+        self.detector.configure(settings.outlier, succession.weights)
+        self._sweeper.interval = settings.outlier.interval
+        if self._data_planes is not None:
+            self._data_planes.apply(settings)
+        self.events.publish("reloaded", detail=f"snapshot {self.cluster.snapshot.version}")
+
     def _passed_a_check(self, endpoint: Endpoint) -> None:
         if self.detector.checked_healthy(endpoint):
             log.info("%s is well again: its ejection ends before its time", endpoint.id)
         if self._data_planes is not None:
             self._data_planes.answers(endpoint)
+
+
+def _check_addresses(settings: Settings) -> dict[str, Address]:
+    return {each.id: Address.parse(each.check_address or each.address) for each in settings.endpoints}

@@ -8,7 +8,8 @@ calls has the one without the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from proxy.forwarding.failback import DisplacedChats
@@ -30,11 +31,15 @@ if TYPE_CHECKING:
     from proxy.cluster.endpoint import Endpoint
     from proxy.cluster.outlier import OutlierDetector
     from proxy.settings import Settings
-    from proxy.transport.reactor import Reactor
+    from proxy.transport.reactor import Handle, Reactor
     from proxy.transport.settings import ListenerSettings, UpstreamSettings
+
+log = logging.getLogger(__name__)
 
 MAX_STREAMS: Final = 8_192
 """Streams per connection to a server that the connection's window has room for; the server sets the real limit."""
+REAP_EVERY: Final = 1.0
+"""Seconds between two looks at the pools of removed endpoints."""
 
 
 class DataPlane:
@@ -43,28 +48,25 @@ class DataPlane:
     def __init__(self, settings: Settings, cluster: Cluster, detector: OutlierDetector, reactor: Reactor) -> None:
         """`detector`: is told how calls end, and asked which keys are quarantined."""
         self._settings = settings
+        self._reactor = reactor
         self.cluster = cluster
         self.detector = detector
         self.outbox = Outbox(reactor.call_soon)
-        snapshot = cluster.snapshot
-        from_server = limits_of_servers(settings.upstream)
-        self.pools = {
-            endpoint: UpstreamPool(endpoint, settings.upstream, from_server, reactor, self.outbox)
-            for endpoint in snapshot
-        }
+        self.pools: dict[Endpoint, UpstreamPool] = {}
+        """Also those of removed endpoints, until the last of their calls is over."""
+        self._reaper: Handle | None = None
         self._deadlines = DeadlineTimer(reactor)
         self.own_health = OwnHealth(lambda: any(endpoint.available for endpoint in cluster.snapshot))
-        for endpoint in snapshot:
-            endpoint.notify = self._availability_changed
+        self.displaced = DisplacedChats(settings.failback)
         listener = settings.listener
         self.forwarder = Forwarder(
             reactor,
             cluster,
             self.pools,
-            RequestHeads(RouteTable(settings.routes), own_health=listener.health == "own"),
+            request_heads(settings),
             self._deadlines.wheel,
             detector,
-            DisplacedChats(settings.failback),
+            self.displaced,
             self.own_health,
             retry=settings.retry,
             limits=settings.limits,
@@ -78,6 +80,7 @@ class DataPlane:
             self.outbox,
             first_message_timeout=listener.first_message_timeout,
         )
+        self._add_pools(cluster.snapshot, settings.upstream)
 
     async def open(self, address: Address, inherited: Sequence[socket.socket] = ()) -> Address:
         """Take the port, without accepting anybody yet. See `Listener.open`."""
@@ -96,6 +99,61 @@ class DataPlane:
         """`endpoint` has just been seen to answer: do not wait with connecting to it."""
         self.pools[endpoint].try_now()
 
+    # A new configuration.
+
+    def prepare(self, settings: Settings, added: Iterable[Endpoint]) -> None:
+        """Connect to endpoints that are about to be published."""
+        for pool in self._add_pools(added, settings.upstream):
+            pool.start()
+
+    def apply(self, settings: Settings) -> None:
+        """Go on by these settings and by the cluster's snapshot, which has been published. Calls under way keep their
+        route and their snapshot; connections keep their windows and header limits.
+        """
+        self._settings = settings
+        listener = settings.listener
+        self.forwarder.configure(request_heads(settings), settings.retry, settings.limits, listener.max_first_message)
+        self.displaced.configure(settings.failback)
+        self.listener.limits = limits_of_clients(listener)
+        self.listener.first_message_timeout = listener.first_message_timeout
+        present = set(self.cluster.snapshot)
+        for endpoint, pool in self.pools.items():
+            pool.settings = settings.upstream
+            pool.limits = limits_of_servers(settings.upstream)
+            if endpoint not in present:
+                pool.drain()
+        self._reap()
+        self.own_health.update()
+
+    async def applied(self) -> None:
+        """Returns when calls are carried by what was applied: at once."""
+
+    def _add_pools(self, endpoints: Iterable[Endpoint], settings: UpstreamSettings) -> list[UpstreamPool]:
+        limits = limits_of_servers(settings)
+        added = []
+        for endpoint in endpoints:
+            endpoint.notify = self._availability_changed
+            pool = UpstreamPool(endpoint, settings, limits, self._reactor, self.outbox)
+            self.pools[endpoint] = pool
+            added.append(pool)
+        return added
+
+    def _reap(self) -> None:
+        """Forget the pools of removed endpoints whose calls are over."""
+        if self._reaper is not None:
+            self._reaper.cancel()
+            self._reaper = None
+        present = set(self.cluster.snapshot)
+        removed = [endpoint for endpoint in self.pools if endpoint not in present]
+        for endpoint in removed:
+            if self.pools[endpoint].drained:
+                del self.pools[endpoint]
+                log.info("%s (%s) has finished its calls and is gone", endpoint.id, endpoint.address)
+            elif self._reaper is None:
+                self._reaper = self._reactor.call_later(REAP_EVERY, self._reap)
+
+    # The end.
+
     async def drain(self) -> int:
         """Finish the running calls within the grace, and take no new ones. Returns how many were cut off."""
         self.own_health.drain()
@@ -104,11 +162,18 @@ class DataPlane:
     def close(self) -> None:
         """Close the connections to the endpoints at once."""
         self._deadlines.cancel()
+        if self._reaper is not None:
+            self._reaper.cancel()
         for pool in self.pools.values():
             pool.close()
 
     def _availability_changed(self, _endpoint: Endpoint) -> None:
         self.own_health.update()
+
+
+def request_heads(settings: Settings) -> RequestHeads:
+    """The rules by which request headers are read."""
+    return RequestHeads(RouteTable(settings.routes), own_health=settings.listener.health == "own")
 
 
 def limits_of_clients(settings: ListenerSettings) -> Limits:

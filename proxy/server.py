@@ -6,12 +6,13 @@ import asyncio
 import gc
 import logging
 import signal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from proxy.admin.events import EventBus
-from proxy.admin.local import EndpointJournal, LocalProxy
+from proxy.admin import schema
+from proxy.admin.local import LocalProxy
+from proxy.admin.ports import ReloadRefusedError
 from proxy.admin.ring_view import RingViews
 from proxy.admin.server import AdminServer
 from proxy.cluster.address import Address
@@ -19,9 +20,13 @@ from proxy.cluster.cluster import Cluster
 from proxy.control_plane import ControlPlane
 from proxy.data_plane import DataPlane
 from proxy.errors import ConfigError
+from proxy.reload import Reloader
 from proxy.settings import Settings
 from proxy.transport.reactor import AsyncioReactor, Reactor, reason
 from proxy.transport.takeover import Handover, Takeover
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -29,33 +34,48 @@ log = logging.getLogger(__name__)
 class Proxy:
     """Both planes on one event loop, sharing the endpoints: `start`, then `stop`."""
 
-    def __init__(self, settings: Settings, reactor: Reactor) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, reactor: Reactor, config_file: Path | None = None) -> None:
+        """`config_file`: where the settings came from, to be read again by `reloader`; None: the environment alone."""
         cluster = Cluster(settings.endpoints, settings.ring)
         self.control = ControlPlane(settings, cluster, reactor)
         self.data = DataPlane(settings, cluster, self.control.detector, reactor)
         self.control.speak_to(self.data)
-        events = EventBus()
-        journal = EndpointJournal(events)
-        journal.watch(cluster.snapshot)
+        self.reloader = Reloader(config_file, settings, self.control.apply)
         views = RingViews()
         self.admin_port = LocalProxy(
-            cluster, self.data.forwarder, self.data.pools, events, journal, self._config, self._not_ready, views
+            cluster,
+            self.data.forwarder,
+            self.data.pools,
+            self.control.events,
+            self.control.journal,
+            self._config,
+            self._not_ready,
+            views,
+            self._reload,
         )
         self.admin = AdminServer(self.admin_port, settings.admin, views)
 
     def _config(self) -> dict[str, Any]:
-        return self._settings.model_dump(mode="json")
+        return self.reloader.settings.model_dump(mode="json")
 
     def _not_ready(self) -> str:
         return "" if self.data.own_health.serving else self.data.own_health.why_not
+
+    async def _reload(self) -> schema.Reloaded:
+        try:
+            done = await self.reloader.reload()
+        except ConfigError as error:
+            raise ReloadRefusedError(error.problems) from error
+        return schema.Reloaded(
+            changed=tuple(map(str, done.applied)), restart_needed=tuple(each.key for each in done.needs_restart)
+        )
 
     async def start(self, *, take_over: bool = False) -> Address:
         """Listen and connect to the endpoints. Returns the address listened on. Raises ConfigError if it is taken.
 
         `take_over`: the port is asked of the proxy that has it, if there is one, which then ends.
         """
-        address = Address.parse(self._settings.listener.address)
+        address = Address.parse(self.reloader.settings.listener.address)
         takeover = await Takeover.begin(address) if take_over else None
         try:
             opened = await self.data.open(address, takeover.sockets if takeover is not None else ())
@@ -78,12 +98,12 @@ class Proxy:
 
     async def _start_admin(self, *, patient: bool) -> None:
         # Calls matter more than who watches them: only an address that was asked for, and cannot be had, is a mistake.
-        given = "address" in self._settings.admin.model_fields_set
+        given = "address" in self.reloader.settings.admin.model_fields_set
         try:
             await self.admin.start(patient=patient or not given)
         except OSError as error:
             await self.stop()
-            address = self._settings.admin.address
+            address = self.reloader.settings.admin.address
             raise ConfigError([f"admin.address: cannot listen on {address}: {reason(error)}"]) from error
 
     async def stop(self, *, replaced: bool = False) -> int:
@@ -100,12 +120,13 @@ class Proxy:
         return cut_off
 
 
-async def _run(settings: Settings, *, take_over: bool) -> int:
+async def _run(settings: Settings, config_file: Path | None, *, take_over: bool) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    proxy = Proxy(settings, AsyncioReactor(loop))
+    proxy = Proxy(settings, AsyncioReactor(loop), config_file)
+    loop.add_signal_handler(signal.SIGHUP, proxy.reloader.want)
     address = await proxy.start(take_over=take_over)
     configured = Address.parse(settings.listener.address)
     replaced = False
@@ -121,24 +142,28 @@ async def _run(settings: Settings, *, take_over: bool) -> int:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+    reloading = loop.create_task(proxy.reloader.follow(), name="reload")
     print(f"districhat ready on {address}", flush=True)
     await stop.wait()
     await handover.close()
+    reloading.cancel()
+    await asyncio.gather(reloading, return_exceptions=True)
     for signum in (signal.SIGTERM, signal.SIGINT):  # a second one ends the drain at once
         loop.remove_signal_handler(signum)
-    log.info("draining: running calls have %g s to finish", settings.listener.drain_grace)
+    log.info("draining: running calls have %g s to finish", proxy.reloader.settings.listener.drain_grace)
     cut_off = await proxy.stop(replaced=replaced)
     if cut_off:
         log.warning("%d calls did not finish in time and were cut off", cut_off)
     return 0
 
 
-def serve(settings: Settings, *, take_over: bool = False) -> int:
+def serve(settings: Settings, config_file: Path | None = None, *, take_over: bool = False) -> int:
     """Run the proxy until SIGTERM, SIGINT or a successor that takes its port, then drain it. Prints one line on stdout
-    when it listens. `take_over`: take the port from the proxy that has it, if there is one.
+    when it listens. `config_file`: where `settings` came from, to be read again on SIGHUP (None: the environment
+    alone). `take_over`: take the port from the proxy that has it, if there is one.
 
     Returns 0, also if calls had to be cut off at the end of the grace. Raises ConfigError if the port is taken.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(settings, take_over=take_over))
+        return runner.run(_run(settings, config_file, take_over=take_over))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from proxy.admin import schema
 from proxy.admin.events import EventBus
-from proxy.admin.ports import LastServerError, ReloadRefusedError
+from proxy.admin.ports import LastServerError
 from proxy.admin.ring_view import RingViews
 from proxy.admin.slices import sliced
 from proxy.balancing.hashing import RING_SIZE
@@ -60,6 +60,8 @@ class EndpointJournal:
 
     def _changed(self, endpoint: Endpoint, cause: Cause) -> None:
         why = endpoint.blocks.get(cause)
+        if endpoint.blocked_by(Cause.REMOVED) and cause is not Cause.REMOVED:
+            return  # what becomes of its last connections; another may have its name by now
         if why is not None:
             event = self._events.publish(_BEGINS[cause], endpoint=endpoint.id, cause=cause.value, detail=why)
             self._since[endpoint.id, cause] = event.at
@@ -73,6 +75,7 @@ _BEGINS: Final = {
     Cause.HEALTH: "unhealthy",
     Cause.EJECTED: "ejected",
     Cause.OPERATOR: "drained",
+    Cause.REMOVED: "removed",
 }
 _CEASES: Final = {
     Cause.CONNECT: "reachable",
@@ -108,6 +111,8 @@ class LocalProxy:
     unready: Callable[[], str]
     """See `AdminPort.not_ready`."""
     views: RingViews
+    reloading: Callable[[], Awaitable[schema.Reloaded]]
+    """See `AdminPort.reload`."""
 
     def not_ready(self) -> str:
         """See `AdminPort`."""
@@ -214,7 +219,7 @@ class LocalProxy:
 
     async def reload(self) -> schema.Reloaded:
         """See `AdminPort`."""
-        raise ReloadRefusedError(["this proxy cannot reload its configuration: restart it with --takeover"])
+        return await self.reloading()
 
 
 def _drained(endpoint: Endpoint, *, changed: bool) -> schema.Drained:

@@ -17,14 +17,19 @@ from array import array
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.balancing.errors import DuplicateNodeError, EmptyRingError
 from proxy.balancing.hashing import HASH_BITS, RING_SIZE, HashLayout, hash_function, vnode_points
+from proxy.slices import at_once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
     from typing import Self
+
+
+_SLICE: Final = 1024
+"""Points per slice of a build: a fraction of a millisecond."""
 
 
 class RingNode(NamedTuple):
@@ -79,6 +84,18 @@ class RingSnapshot:
         `points_of` saves hashing when the points of a node are known already; it must return what `vnode_points` would.
         Raises `DuplicateNodeError` when two nodes have the same id.
         """
+        return at_once(cls.building(nodes, layout, points_of))
+
+    @classmethod
+    def building(
+        cls,
+        nodes: Iterable[RingNode],
+        layout: HashLayout = "murmur3",
+        points_of: Callable[[RingNode], Sequence[int]] | None = None,
+    ) -> Generator[None, None, Self]:
+        """`build` in slices: yields after each fraction of a millisecond of work, and returns the ring. For event
+        loops, which have other things to do meanwhile.
+        """
         hash_key = hash_function(layout)
         # Comparing str compares code points, which is the order of UTF-8 bytes.
         members = tuple(sorted(nodes))
@@ -88,16 +105,24 @@ class RingSnapshot:
         # One int per point, place above rank: sorts three times as fast as tuples, and ties go to the smaller id.
         rank_bits = len(members).bit_length()
         rank_mask = (1 << rank_bits) - 1
-        entries: list[int] = []
+        # Sorted by their first bits already when they are put away, so that no slice has to sort all.
+        sectors: list[list[int]] = [[] for _ in range(max(1, len(members)))]
         for rank, node in enumerate(members):
             places = points_of(node) if points_of is not None else vnode_points(node.id, node.vnodes, hash_key)
-            entries += [place << rank_bits | rank for place in places]
-        entries.sort()
-        points = array("I", [entry >> rank_bits for entry in entries])
-        owners = array("I", [entry & rank_mask for entry in entries])
+            for at in range(0, len(places), _SLICE):
+                for place in places[at : at + _SLICE]:
+                    sectors[place * len(sectors) >> HASH_BITS].append(place << rank_bits | rank)
+                yield
+        points = array("I")
+        owners = array("I")
+        for sector in sectors:
+            sector.sort()
+            points.extend([entry >> rank_bits for entry in sector])
+            owners.extend([entry & rank_mask for entry in sector])
+            yield
         # About one bucket per point, for hashes spread evenly; more buckets cost more cache than they save steps.
         shift = HASH_BITS - max(1, len(points).bit_length())
-        start = _prefix_table(points, shift)
+        start = yield from _prefix_table(points, shift)
         points.append(RING_SIZE - 1)
         owners.extend(owners[:1])
         return cls(members, layout, _fingerprint(members, layout), hash_key, points, owners, start, shift)
@@ -204,17 +229,19 @@ class Arc(NamedTuple):
     end: int
 
 
-def _prefix_table(points: Sequence[int], shift: int) -> array[int]:
+def _prefix_table(points: Sequence[int], shift: int) -> Generator[None, None, array[int]]:
     """For each prefix (a hash without its lowest `shift` bits) the index of the first point with it or a higher one."""
-    table: list[int] = []
+    table = array("I")
     filled = 0
-    for index, point in enumerate(points):
-        upto = (point >> shift) + 1
-        if upto > filled:
-            table.extend([index] * (upto - filled))
-            filled = upto
+    for at in range(0, len(points), _SLICE):
+        for index, point in enumerate(points[at : at + _SLICE], at):
+            upto = (point >> shift) + 1
+            if upto > filled:
+                table.extend([index] * (upto - filled))
+                filled = upto
+        yield
     table.extend([len(points)] * ((RING_SIZE >> shift) - filled))
-    return array("I", table)
+    return table
 
 
 def _fingerprint(nodes: Iterable[RingNode], layout: HashLayout) -> str:

@@ -20,18 +20,20 @@ class Cause(Enum):
     """Outlier detection."""
     OPERATOR = "operator"
     """The operator drains it: it finishes what it has. Only the operator can take that back; no passed check does."""
+    REMOVED = "removed"
+    """It is not in the configuration any more: it finishes what it has."""
 
 
-_FINAL: Final = frozenset({Cause.CONNECT, Cause.OPERATOR})
+_FINAL: Final = frozenset({Cause.CONNECT, Cause.OPERATOR, Cause.REMOVED})
 """What these say may not be overruled by anybody's need."""
 
 
 class Endpoint:
     """Who a server is, and whether it may be given calls now.
 
-    Identity never changes. Availability is flipped in place by those who watch the server: the ring is not rebuilt for
-    that, a pick walks past. `notify` is called after every flip, `watch` whenever a cause begins or ceases to speak
-    against the server.
+    Identity never changes; the weight does with a new snapshot. Availability is flipped in place by those who watch the
+    server: the ring is not rebuilt for that, a pick walks past. `notify` is called after every flip, `watch` whenever a
+    cause begins or ceases to speak against the server.
     """
 
     __slots__ = ("_blocks", "active", "address", "available", "id", "notify", "watch", "weight")
@@ -91,7 +93,9 @@ class Endpoint:
 
     @property
     def may_be_tried(self) -> bool:
-        """Neither known to be unreachable nor drained by the operator: worth a try when nobody is available."""
+        """Neither known to be unreachable, nor drained or removed by the operator: worth a try when nobody is
+        available.
+        """
         return self._blocks.keys().isdisjoint(_FINAL)
 
     def __repr__(self) -> str:

@@ -92,11 +92,24 @@ class OutlierDetector:
         self.quarantines = 0
         """Keys quarantined since the start."""
 
+    def configure(self, settings: OutlierSettings, endpoints: Iterable[Endpoint]) -> None:
+        """From now on by these settings, over these endpoints. What is known of those that stay is kept; ejections and
+        quarantines under way end as they were to.
+        """
+        self._settings = settings
+        self._records = {endpoint: self._records.get(endpoint) or _Record() for endpoint in endpoints}
+        for places in self._suspects.values():
+            for gone in places.keys() - self._records.keys():
+                del places[gone]
+        self._look_around()
+
     # Ends of calls.
 
     def succeeded(self, endpoint: Endpoint, key: bytes) -> None:
         """A call for `key` (empty: it had none) went well on `endpoint`."""
-        record = self._records[endpoint]
+        record = self._records.get(endpoint)
+        if record is None:
+            return  # removed meanwhile
         record.good += 1
         record.failures = 0
         record.keys.clear()
@@ -106,7 +119,9 @@ class OutlierDetector:
     def failed(self, endpoint: Endpoint, key: bytes, now: float) -> bool:
         """A call for `key` failed on `endpoint` by the server's fault. Returns whether that ejected the endpoint."""
         settings = self._settings
-        record = self._records[endpoint]
+        record = self._records.get(endpoint)
+        if record is None:
+            return False  # removed meanwhile
         record.bad += 1
         record.failures += 1
         if len(record.keys) < max(settings.min_chats, 2):
@@ -130,12 +145,16 @@ class OutlierDetector:
         """The connection to `endpoint` broke with a call for `key` on it. Many calls share that fate and it counts as
         one failure of the server, which the caller reports; but any of them may be the one that killed it.
         """
-        self.troubled = True
-        self._suspect(endpoint, key, now, died=True)
+        if endpoint in self._records:
+            self.troubled = True
+            self._suspect(endpoint, key, now, died=True)
 
     def _look_around(self) -> None:
-        if not self._settings.success_rate and not self._suspects:
-            self.troubled = any(record.failures for record in self._records.values())
+        self.troubled = (
+            self._settings.success_rate
+            or bool(self._suspects)
+            or any(record.failures for record in self._records.values())
+        )
 
     # Quarantine.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from typing import Final
 
-from proxy.balancing.hash_ring import HashRing
-from proxy.balancing.hashing import hash_function, vnodes_for_weight
+from proxy.balancing.hashing import vnodes_for_weight
+from proxy.balancing.ring import RingNode, RingSnapshot
 from proxy.balancing.settings import RingSettings
 from proxy.cluster.endpoint import Endpoint
 
@@ -20,23 +20,35 @@ MAX_MEMO_KEY: Final = 256
 class ClusterSnapshot:
     """Members and ring. A new one replaces it when members or weights change; calls keep the one they started with."""
 
-    __slots__ = ("_endpoints", "_hash", "_memo", "by_id", "ring", "version")
+    __slots__ = ("_endpoints", "_hash", "_memo", "by_id", "ring", "settings", "version")
 
-    def __init__(self, endpoints: tuple[Endpoint, ...], settings: RingSettings, version: int = 1) -> None:
-        """`endpoints` is not empty and its ids are distinct; their order does not matter. `version`: counts the
-        snapshots of a process, for people.
-        """
+    def __init__(
+        self, endpoints: tuple[Endpoint, ...], ring: RingSnapshot, settings: RingSettings, version: int
+    ) -> None:
+        """`ring`: of exactly these endpoints, as `building` makes it."""
+        self.ring = ring
+        self.settings = settings
+        """What the ring was made by."""
         self.version = version
-        ring = HashRing(settings.virtual_nodes, settings.hash)
-        for endpoint in endpoints:
-            ring.add_node(
-                endpoint.id, vnodes_for_weight(endpoint.weight, settings.virtual_nodes), str(endpoint.address)
-            )
-        self.ring = ring.snapshot()
+        """1 for the first of a cluster; each later one has the next number."""
         self.by_id: Mapping[str, Endpoint] = {endpoint.id: endpoint for endpoint in endpoints}
-        self._endpoints = tuple(self.by_id[node.id] for node in self.ring.nodes)
-        self._hash = hash_function(settings.hash)
+        self._endpoints = tuple(self.by_id[node.id] for node in ring.nodes)
+        self._hash = ring.hash_key
         self._memo: dict[bytes, Endpoint] = {}
+
+    @classmethod
+    def building(
+        cls, endpoints: Mapping[Endpoint, float], settings: RingSettings, version: int
+    ) -> Generator[None, None, ClusterSnapshot]:
+        """The snapshot of these endpoints with these weights, in slices (see `RingSnapshot.building`). There is at
+        least one, and their ids are distinct; their order does not matter.
+        """
+        nodes = [
+            RingNode(each.id, vnodes_for_weight(weight, settings.virtual_nodes), str(each.address))
+            for each, weight in endpoints.items()
+        ]
+        ring = yield from RingSnapshot.building(nodes, settings.hash)
+        return cls(tuple(endpoints), ring, settings, version)
 
     def owner(self, key: bytes) -> Endpoint:
         """The endpoint whose chats `key` belongs to, available or not."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from proxy.commands import config
+from proxy.settings import load_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,7 +16,8 @@ def serve(config_file: Path | None, *, take_over: bool) -> int:
 
     Raises ConfigError for bad settings, a port in use among them.
     """
-    settings = config.load(config_file)
+    path = config.find(config_file)
+    settings = load_settings(path)
     from proxy import server  # noqa: PLC0415 - the data path is loaded only once the settings are known to be good
 
-    return server.serve(settings, take_over=take_over)
+    return server.serve(settings, path, take_over=take_over)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
@@ -61,41 +61,77 @@ class HealthChecker:
         """`addresses`: by id, of endpoints that are checked elsewhere than where they serve. `on_success` is called
         after every passed check; while it flips, after the flip. `chance`: numbers from 0 up to, not including, 1.
         """
-        self._startup_timeout = settings.startup_timeout
+        self._on_success = on_success or _nobody
+        self._chance = chance
+        self._settings = settings
         self._slots = asyncio.Semaphore(settings.max_concurrent_checks)
-        self._checks: list[EndpointCheck] = []
-        self._tasks: list[asyncio.Task[None]] = []
-        if settings.kind != "off":
+        self._addresses: dict[Endpoint, Address] = {}
+        self._checks: dict[Endpoint, EndpointCheck] = {}
+        self._tasks: dict[Endpoint, asyncio.Task[None]] = {}
+        self._add(endpoints, addresses or {})
+
+    def _add(self, endpoints: Iterable[Endpoint], addresses: Mapping[str, Address]) -> list[EndpointCheck]:
+        added = []
+        if self._settings.kind != "off":
             for endpoint in endpoints:
-                probe = Probe((addresses or {}).get(endpoint.id, endpoint.address), settings)
-                self._checks.append(
-                    EndpointCheck(endpoint, probe, settings, self._slots, on_success or _nobody, chance)
-                )
+                address = self._addresses[endpoint] = addresses.get(endpoint.id, endpoint.address)
+                probe = Probe(address, self._settings)
+                check = EndpointCheck(endpoint, probe, self._settings, self._slots, self._on_success, self._chance)
+                self._checks[endpoint] = check
+                added.append(check)
+        return added
 
     async def start(self) -> None:
         """Begin. Returns when every endpoint has been checked once, at the latest after `startup_timeout`; whoever has
         not been checked by then is taken for healthy until it is.
         """
+        await self._begin(list(self._checks.values()))
+
+    async def configure(
+        self, endpoints: Iterable[Endpoint], settings: HealthSettings, addresses: Mapping[str, Address]
+    ) -> None:
+        """Once started: check these endpoints by these settings from now on. The checks of those that stay go on as
+        they are, unless the settings have changed. Returns as `start` does, for the endpoints that are new.
+        """
+        wanted = {endpoint: addresses.get(endpoint.id, endpoint.address) for endpoint in endpoints}
+        changed = settings != self._settings
+        await self._end([each for each in self._checks if changed or wanted.get(each) != self._addresses[each]])
+        if changed:
+            self._settings = settings
+            self._slots = asyncio.Semaphore(settings.max_concurrent_checks)
+        if settings.kind == "off":
+            for endpoint in wanted:
+                endpoint.unblock(Cause.HEALTH)
+        await self._begin(self._add([each for each in wanted if each not in self._checks], addresses))
+
+    async def _begin(self, checks: Sequence[EndpointCheck]) -> None:
         loop = asyncio.get_running_loop()
-        for check in self._checks:
-            self._tasks.append(loop.create_task(check.run(), name=f"health check of {check.endpoint.id}"))
+        for check in checks:
+            name = f"health check of {check.endpoint.id}"
+            self._tasks[check.endpoint] = loop.create_task(check.run(), name=name)
+        patience = self._settings.startup_timeout
         try:
-            async with asyncio.timeout(self._startup_timeout):
-                for check in self._checks:
+            async with asyncio.timeout(patience):
+                for check in checks:
                     await check.checked.wait()
         except TimeoutError:
-            if self._startup_timeout:
-                late = sum(not check.checked.is_set() for check in self._checks)
-                log.warning("%d endpoints are not checked yet after %g s", late, self._startup_timeout)
+            if patience:
+                late = sum(not check.checked.is_set() for check in checks)
+                log.warning("%d endpoints are not checked yet after %g s", late, patience)
+
+    async def _end(self, endpoints: Sequence[Endpoint]) -> None:
+        tasks = [self._tasks.pop(each) for each in endpoints if each in self._tasks]
+        for endpoint in endpoints:
+            del self._checks[endpoint], self._addresses[endpoint]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def stop(self) -> None:
         """Check no more, and close the connections. May be called twice, and without `start`. What the checks have
         said against endpoints stands.
         """
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._end(list(self._checks))
 
 
 class EndpointCheck:

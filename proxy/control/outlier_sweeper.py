@@ -17,7 +17,8 @@ class OutlierSweeper:
 
     def __init__(self, detector: OutlierDetector, settings: OutlierSettings, reactor: Reactor) -> None:
         self._detector = detector
-        self._interval = settings.interval
+        self.interval = settings.interval
+        """Seconds between two comparisons."""
         self._reactor = reactor
         self._compared = 0.0
         self._timer: Handle | None = None
@@ -31,7 +32,7 @@ class OutlierSweeper:
         now = self._reactor.now()
         for endpoint in self._detector.sweep(now):
             log.info("%s: the time of its ejection is over", endpoint.id)
-        if now - self._compared >= self._interval:
+        if now - self._compared >= self.interval:
             self._compared = now
             self._detector.compare(now)
         self._timer = self._reactor.call_later(self.EVERY, self._sweep)

@@ -330,10 +330,9 @@ class Call:
         return False
 
     def _uncount_chat(self, calls: dict[bytes, int]) -> None:
-        if calls[self.key] > 1:
-            calls[self.key] -= 1
-        else:
-            del calls[self.key]
+        under_way = calls.pop(self.key, 1) - 1  # none, if the limit is younger than the call
+        if under_way:
+            calls[self.key] = under_way
 
     # From the pool and the upstream connection.
 

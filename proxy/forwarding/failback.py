@@ -35,11 +35,17 @@ class DisplacedChats:
     __slots__ = ("_idle_time", "_immediate", "_max", "chats")
 
     def __init__(self, settings: FailbackSettings) -> None:
+        self.chats: OrderedDict[bytes, tuple[Endpoint, float]] = OrderedDict()
+        """With the time of its last call. The hot path looks whether it is empty, and asks only then."""
+        self.configure(settings)
+
+    def configure(self, settings: FailbackSettings) -> None:
+        """From now on by these settings."""
         self._immediate = settings.mode == "immediate"
         self._idle_time = settings.idle_time if settings.mode == "idle" else float("inf")
         self._max = settings.max_chats
-        self.chats: OrderedDict[bytes, tuple[Endpoint, float]] = OrderedDict()
-        """With the time of its last call. The hot path looks whether it is empty, and asks only then."""
+        while self.chats and (self._immediate or len(self.chats) > self._max):
+            self.chats.popitem(last=False)
 
     def find(self, key: bytes, now: float) -> Endpoint | None:
         """The server that `key` shall go to instead of its owner; None: home. Counts as a use."""

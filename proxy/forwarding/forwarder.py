@@ -97,22 +97,33 @@ class Forwarder:
         self.call_later = shell.call_later
         self.cluster = cluster
         self.pools = pools
-        self.heads = heads
         self.deadlines = deadlines
         self.detector = detector
         self.displaced = displaced
         self.own_health = own_health
-        self.retry = retry
-        self.limits = limits
-        self.max_first_message = max_first_message
         self.request_ids = request_ids
         self.budget = RetryBudget(retry)
         self.active = 0
         """Calls under way."""
-        self.calls_by_chat: dict[bytes, int] | None = {} if limits.max_calls_per_chat else None
+        self.calls_by_chat: dict[bytes, int] | None = None
         """Key -> calls under way, if that is limited."""
         self.kept = 0
         """Bytes in the larger replay buffers."""
+        self.configure(heads, retry, limits, max_first_message)
+
+    def configure(
+        self, heads: RequestHeads, retry: RetrySettings, limits: LimitSettings, max_first_message: int
+    ) -> None:
+        """From now on by these rules. Calls under way keep the route and the snapshot that they have."""
+        self.heads = heads
+        self.retry = retry
+        self.limits = limits
+        self.max_first_message = max_first_message
+        self.budget.configure(retry)
+        if not limits.max_calls_per_chat:
+            self.calls_by_chat = None
+        elif self.calls_by_chat is None:
+            self.calls_by_chat = {}
         # Copies of what every call asks for: an attribute less to look up.
         self.small_buffer = min(SMALL, retry.replay_buffer)
         self.max_attempts = retry.max_attempts

@@ -82,12 +82,19 @@ class RetryBudget:
     __slots__ = ("_min", "_ratio", "_share", "max_tokens", "repeating", "tokens")
 
     def __init__(self, settings: RetrySettings) -> None:
+        self.tokens = self.max_tokens = settings.tokens
+        self.repeating = 0
+        """Calls under way that are repeats."""
+        self.configure(settings)
+
+    def configure(self, settings: RetrySettings) -> None:
+        """From now on by these settings; a bucket that was full stays full."""
+        full = self.tokens >= self.max_tokens
         self._share = settings.budget_percent / 100
         self._min = settings.min_budget
         self._ratio = settings.token_ratio
-        self.max_tokens = self.tokens = settings.tokens
-        self.repeating = 0
-        """Calls under way that are repeats."""
+        self.max_tokens = settings.tokens
+        self.tokens = self.max_tokens if full else min(self.tokens, self.max_tokens)
 
     def failed(self) -> None:
         """An attempt failed in a way that could be tried again."""

@@ -32,11 +32,12 @@ class Listener:
         self, forwarder: Forwarder, limits: Limits, reactor: Reactor, outbox: Outbox, *, first_message_timeout: float
     ) -> None:
         """`first_message_timeout`: seconds that a call's first message may take, where the route needs it."""
-        self._first_message_timeout = first_message_timeout
+        self.first_message_timeout = first_message_timeout
         self._sweeper: Handle | None = None
         self.connections: set[DownstreamConnection] = set()
         self._forwarder = forwarder
-        self._limits = limits
+        self.limits = limits
+        """Of the connections that come from now on."""
         self._reactor = reactor
         self._outbox = outbox
         self._servers: list[asyncio.Server] = []
@@ -65,7 +66,7 @@ class Listener:
 
     def start_sweeping(self) -> None:
         """Begin to look for calls whose first message does not come."""
-        self._sweeper = self._reactor.call_later(self._first_message_timeout / SWEEPS, self._sweep)
+        self._sweeper = self._reactor.call_later(self.first_message_timeout / SWEEPS, self._sweep)
 
     def _sweep(self) -> None:
         for connection in self.connections:
@@ -81,7 +82,7 @@ class Listener:
 
     def connection(self) -> DownstreamConnection:
         """The protocol of a client that is about to be connected."""
-        return DownstreamConnection(self._forwarder, self._limits, self._outbox, self._opened, self._closed)
+        return DownstreamConnection(self._forwarder, self.limits, self._outbox, self._opened, self._closed)
 
     def _opened(self, connection: DownstreamConnection) -> None:
         self.connections.add(connection)

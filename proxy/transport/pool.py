@@ -49,7 +49,8 @@ class UpstreamPool:
         self.waiting: OrderedDict[Call, None] = OrderedDict()
         """Calls parked until there is a connection or a free stream, oldest first."""
         self.settings = settings
-        self._limits = limits
+        self.limits = limits
+        """Of the connections that are made from now on; `settings` are read whenever they are needed."""
         self.reactor = reactor
         self._outbox = outbox
         self._retired: set[UpstreamConnection] = set()
@@ -206,7 +207,7 @@ class UpstreamPool:
 
     def _connect(self) -> None:
         self._stop_timer()
-        connection = self._connecting = UpstreamConnection(self, self._limits, self._outbox)
+        connection = self._connecting = UpstreamConnection(self, self.limits, self._outbox)
         timeout = self.settings.connect_timeout
         self._timer = self.reactor.call_later(timeout, self._connect_timed_out)
 
@@ -255,15 +256,41 @@ class UpstreamPool:
             self._timer.cancel()
             self._timer = None
 
+    def drain(self) -> None:
+        """Take no new calls and connect no more; connections close when their calls are done. The endpoint is blocked
+        already: parked calls go elsewhere.
+        """
+        connecting, self._connecting = self._connecting, None
+        self._stop()
+        if connecting is not None:
+            connecting.abort()
+        for connection in self.connections:
+            self._retired.add(connection)
+            connection.finish()
+        self.connections = []
+        parked, self.waiting = self.waiting, OrderedDict()
+        for call in parked:
+            with contained(call):
+                call.attempt_failed(Outcome.CONNECT_FAILED, self.endpoint.reason)
+
+    @property
+    def drained(self) -> bool:
+        """Whether nothing is left that a call might use."""
+        return not (self.endpoint.active or self.connections or self._retired)
+
     def close(self) -> None:
         """Stop connecting and close every connection, with whatever calls are left on it. May be called twice."""
-        self._closed = True
-        self._stop_timer()
-        for under_way in (self._attempt, self._holding):
-            if under_way is not None:
-                under_way.cancel()
+        self._stop()
         everyone = [*self.connections, *self._retired]
         if self._connecting is not None:
             everyone.append(self._connecting)
         for connection in everyone:
             connection.close()
+
+    def _stop(self) -> None:
+        self._closed = True
+        self._stop_timer()
+        for under_way in (self._attempt, self._holding):
+            if under_way is not None:
+                under_way.cancel()
+        self._attempt = self._holding = None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from proxy.balancing.hash_ring import HashRing
 from proxy.balancing.hashing import vnodes_for_weight
 from proxy.settings import load_settings
+from tests.support.polling import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -74,8 +75,10 @@ class ProxyProcess:
     def __init__(self, process: asyncio.subprocess.Process, address: str, config: Path, log: Path) -> None:
         self._process = process
         self._log = log
+        self._config = config
         self.address = address
         self.pid = process.pid
+        self._expected: tuple[str, ...] = ()
         self.signalled = False
         """It was told to end."""
         self.cuts_off = False
@@ -117,6 +120,19 @@ class ProxyProcess:
         self.signalled = True
         self._process.send_signal(number)
 
+    def write(self, config: str) -> None:
+        """Change its file, and nothing else."""
+        self._config.write_text(config, encoding="utf-8")
+
+    async def reload(self, config: str) -> str:
+        """Change its file and send SIGHUP. Returns what it has logged since, once it is done with it."""
+        before = len(self.log())
+        self.write(config)
+        self._process.send_signal(signal.SIGHUP)
+        done = re.compile(r": reloaded: |nothing is changed|a bug ended the reload")
+        await eventually(lambda: done.search(self.log(), before) is not None, "the end of the reload", PATIENCE)
+        return self.log()[before:]
+
     def running(self) -> bool:
         """Whether it has not ended yet."""
         return self._process.returncode is None
@@ -132,9 +148,13 @@ class ProxyProcess:
             self._process.kill()
         await self._process.wait()
 
+    def expects(self, *texts: str) -> None:
+        """Lines with these are no bugs, though they are errors."""
+        self._expected = texts
+
     def check(self) -> None:
         """Fails the test if the proxy reported a bug of its own."""
-        log = self.log()
+        log = "\n".join(line for line in self.log().splitlines() if not any(text in line for text in self._expected))
         for found in _BUG.finditer(log):
             if not (self.cuts_off and found[0].endswith("did not finish")):
                 raise AssertionError(f"the proxy's stderr has {found[0]!r}:\n{log[-6000:]}")

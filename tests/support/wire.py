@@ -18,6 +18,7 @@ import ngh2
 from proxy.cluster.address import Address
 from proxy.server import Proxy
 from proxy.settings import Settings
+from proxy.slices import at_once
 
 if TYPE_CHECKING:
     import asyncio
@@ -375,6 +376,16 @@ class World:
         self.proxy.listener.start_sweeping()
         self.run()
         return self
+
+    def reload(self, **settings: object) -> None:
+        """Go on by other settings, as `ControlPlane.apply` does; what is not given has its default."""
+        self.settings = Settings.model_validate({"endpoints": endpoints("A", "B", "C"), **settings})
+        cluster = self.proxy.cluster
+        succession = at_once(cluster.succession(self.settings.endpoints, self.settings.ring))
+        self.control.prepare(self.settings, succession)
+        self.run()
+        self.control.switch(self.settings, succession)
+        self.run()
 
     def server(self, name: str, settings: dict[int, int] | None = None) -> Server:
         """Put a fresh server at the address of endpoint `name`."""

@@ -26,7 +26,7 @@ def test_a_server_is_available_if_nobody_objects_and_every_flip_is_told_once(ste
         assert server.available == (not objecting)
         assert flipped == (server.available != before)
         assert all(cause.value in server.reason for cause in objecting)
-        assert server.may_be_tried == objecting.isdisjoint({Cause.CONNECT, Cause.OPERATOR})
+        assert server.may_be_tried == objecting.isdisjoint({Cause.CONNECT, Cause.OPERATOR, Cause.REMOVED})
     assert told == [index % 2 == 1 for index in range(len(told))]
 
 

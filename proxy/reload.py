@@ -1,0 +1,151 @@
+"""A new configuration for a running proxy: what differs, and what of it needs a restart.
+
+The file and the environment are read as at the start. A mistake anywhere in them changes nothing. What needs a restart
+stays as it is and is said by name, each time until the restart; all else is applied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from pydantic import BaseModel
+
+from proxy.errors import ConfigError
+from proxy.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+NEEDS_RESTART: Final = ("listener.address", "admin")
+"""Keys, or whole sections, that a running process cannot change: their ports are bound."""
+
+
+class Change(NamedTuple):
+    """A key whose value differs, with both values as text; secrets are masked. None: it is not there."""
+
+    key: str
+    """`limits.max_calls`; endpoints go by their ids: `endpoints[Server-A].weight`, routes by their place."""
+    old: str | None
+    new: str | None
+
+    def __str__(self) -> str:
+        if self.old is None:
+            return f"{self.key}: {self.new} (new)"
+        return f"{self.key}: {self.old} -> {'(gone)' if self.new is None else self.new}"
+
+
+class Reloaded(NamedTuple):
+    """What a reload did."""
+
+    applied: tuple[Change, ...]
+    needs_restart: tuple[Change, ...]
+    version: int
+    """Of the snapshot that holds now; the same as before unless members, weights or the ring changed."""
+
+
+class Reloader:
+    """Knows where the configuration comes from, and what holds now."""
+
+    def __init__(self, path: Path | None, settings: Settings, apply: Callable[[Settings], Awaitable[int]]) -> None:
+        """`path`: as for `load_settings`. `apply` makes settings hold and returns the snapshot's version."""
+        self._path = path
+        self.settings = settings
+        """What holds now."""
+        self._apply = apply
+        self._one_at_a_time = asyncio.Lock()
+        self._wanted = asyncio.Event()
+
+    async def reload(self) -> Reloaded:
+        """Read and apply the configuration. Returns, and logs, what changed. Raises ConfigError, with nothing changed,
+        if there is a mistake in it. A second reload waits for the first.
+        """
+        async with self._one_at_a_time:
+            # In a thread: a file with a thousand servers takes a tenth of a second to read.
+            new = await asyncio.get_running_loop().run_in_executor(None, load_settings, self._path)
+            found = tuple(differences(self.settings, new))
+            held_back = tuple(each for each in found if needs_restart(each.key))
+            applied = tuple(each for each in found if not needs_restart(each.key))
+            effective = keeping(self.settings, new)
+            version = await self._apply(effective)
+            self.settings = effective
+        for change in applied:
+            log.info("reload: %s", change)
+        for change in held_back:
+            log.warning("reload: %s: needs a restart, and is ignored until then", change)
+        log.info("reloaded: %d changes, %d more need a restart; snapshot %d", len(applied), len(held_back), version)
+        return Reloaded(applied, held_back, version)
+
+    def want(self) -> None:
+        """Have `follow` reload, now or when it runs: for signals. Many at a time are one."""
+        self._wanted.set()
+
+    async def follow(self) -> None:
+        """Reload whenever it is wanted, until cancelled. Mistakes are log lines."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            await self._reload_or_log()
+
+    async def _reload_or_log(self) -> None:
+        try:
+            await self.reload()
+        except ConfigError as error:
+            for problem in error.problems:
+                log.error("reload: %s", problem)  # noqa: TRY400 - the operator's mistake, not ours: no traceback
+            log.error("the configuration has mistakes: nothing is changed")  # noqa: TRY400
+        except Exception:
+            log.exception("a bug ended the reload")
+
+
+def needs_restart(key: str) -> bool:
+    """Whether a change of this key takes effect only after a restart."""
+    return any(key == each or key.startswith(f"{each}.") for each in NEEDS_RESTART)
+
+
+def keeping(old: Settings, new: Settings) -> Settings:
+    """`new`, with what needs a restart as it was in `old`."""
+    kept: dict[str, object] = {}
+    for path in NEEDS_RESTART:
+        section, _, key = path.partition(".")
+        if key:
+            table = kept.get(section, getattr(new, section))
+            assert isinstance(table, BaseModel)  # noqa: S101 - what has keys is a model
+            kept[section] = table.model_copy(update={key: getattr(getattr(old, section), key)})
+        else:
+            kept[section] = getattr(old, section)
+    return new.model_copy(update=kept)
+
+
+def differences(old: Settings, new: Settings) -> Iterator[Change]:
+    """Every key whose value is another, in the order of the settings; keys that are gone come last in their section."""
+    before, after = _flat(old), _flat(new)
+    for key in [*after, *(key for key in before if key not in after)]:
+        if before.get(key, _ABSENT) != after.get(key, _ABSENT):
+            yield Change(key, _shown(before, key), _shown(after, key))
+
+
+_ABSENT: Final = object()
+
+
+def _flat(settings: Settings) -> dict[str, object]:
+    return dict(_leaves("", settings))
+
+
+def _leaves(path: str, value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _leaves(f"{path}.{name}" if path else name, getattr(value, name))
+    elif isinstance(value, tuple) and value and all(isinstance(each, BaseModel) for each in value):
+        for index, each in enumerate(value):
+            yield from _leaves(f"{path}[{getattr(each, 'id', index)}]", each)
+    else:
+        yield path, value
+
+
+def _shown(flat: Mapping[str, object], key: str) -> str | None:
+    return str(flat[key]) if key in flat else None
