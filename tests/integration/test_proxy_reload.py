@@ -95,7 +95,7 @@ async def test_the_admin_api_reloads_and_answers_with_what_changed(tmp_path: Pat
         admin_of(proxy) as client,
     ):
         proxy.write(toml(addresses(a, b), admin=admin, listener={"address": "127.0.0.1:1", "drain_grace": 4.0}))
-        async with client.post("/api/reload") as response:
+        async with client.post("/api/reload", json={}) as response:
             assert response.status == 200
             done = await response.json()
         assert "listener.drain_grace: 5.0 -> 4.0" in done["changed"]
@@ -104,7 +104,7 @@ async def test_the_admin_api_reloads_and_answers_with_what_changed(tmp_path: Pat
         assert [each["id"] for each in endpoints["endpoints"]] == ["Server-A", "Server-B"]
         assert endpoints["snapshot"]["version"] == 2
         proxy.write(toml(addresses(a), limits={"max_calls": 0}, admin=admin))
-        async with client.post("/api/reload") as response:
+        async with client.post("/api/reload", json={}) as response:
             assert response.status == 409
             assert "limits.max_calls" in (await response.json())["problems"][0]
         assert (await get(client, "/api/endpoints"))["snapshot"] == endpoints["snapshot"]
