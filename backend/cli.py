@@ -34,22 +34,22 @@ _FLAGS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a server; returns when it has drained. `argv`: without the command's name, None for the process's own.
 
-    Prints one line on stdout once it listens: `districhat-backend ID ready on HOST:PORT`. Returns 0 after a drain, 2
-    if it cannot start as configured, with one line per problem on stderr. Raises SystemExit for `--help` and for
+    Prints one line on stdout once it listens: `districhat-backend ID ready on HOST:PORT`. Returns 0 after a drain, 1
+    if acknowledged messages could not be written then, 2 if it cannot start as configured, with one line per problem on
+    stderr. Raises SystemExit for `--help` and for
     unknown flags, as argparse does.
     """
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        uvloop.run(_serve(load_settings(arguments.config, _given(arguments))))
+        return uvloop.run(_serve(load_settings(arguments.config, _given(arguments))))
     except ConfigError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         return 2
-    return 0
 
 
-async def _serve(settings: BackendSettings) -> None:
+async def _serve(settings: BackendSettings) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -58,6 +58,7 @@ async def _serve(settings: BackendSettings) -> None:
     print(f"districhat-backend {settings.id} ready on {server.address}", flush=True)
     await stop.wait()
     await server.drain()
+    return 1 if server.lost else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--address", metavar="HOST:PORT", help="where to listen (127.0.0.1:50051); port 0: any free one"
     )
-    parser.add_argument("--store", metavar="URL", help="sqlite:///PATH, or memory: (the default)")
+    parser.add_argument("--store", metavar="URL", help="sqlite:///PATH, redis://HOST:PORT/DB, or memory: (the default)")
     parser.add_argument("--l1", metavar="N", help="sessions in L1 (5)")
     parser.add_argument("--l2", metavar="N", help="sessions in L2 (20)")
     parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file; config/backend.toml shows every key")

@@ -1,4 +1,6 @@
-"""What answers a message. The reference server has no language model: its engine tells what it sees of the session."""
+"""What answers a message. The reference server has no language model: its own engine tells what it sees of the session,
+and `backend.openai_engine` asks a real one elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,25 @@ _QUOTE_LIMIT = 200
 class ReplyEngine(Protocol):
     """Makes the reply to one message."""
 
+    @property
+    def keeps_replies(self) -> bool:
+        """Whether replies belong to the session: they are stored with their messages, and a message that comes again
+        gets the stored one. False for an engine that makes the same reply from the same session anyway.
+        """
+        ...
+
     def reply(self, session: Session, message: Message) -> AsyncIterator[str]:
         """The reply to `message`, in tokens; joined without separators they are the whole reply.
 
         `session` is as of that message: `message` is its last one. Called once the message is stored, without a lock:
-        replies to several messages of one chat may run at the same time. A repeated message is replied to again, from
-        the same session, so an engine whose reply depends on these two arguments alone repeats its reply. Raises
-        EngineError when there can be no reply.
+        replies to several messages of one chat may run at the same time. A repeated message without a stored reply is
+        replied to again, from the same session. Closed or cancelled when nobody wants the rest. Raises EngineError when
+        there can be no reply.
         """
+        ...
+
+    async def close(self) -> None:
+        """Lets go of everything. No reply runs then."""
         ...
 
 
@@ -34,6 +47,8 @@ class EchoEngine:
 
     `token_delay` is the time in seconds before each token; 0 replies at once.
     """
+
+    keeps_replies = False
 
     def __init__(self, token_delay: float = 0.0) -> None:
         self._token_delay = token_delay
@@ -45,6 +60,9 @@ class EchoEngine:
             if self._token_delay:
                 await asyncio.sleep(self._token_delay)
             yield token
+
+    async def close(self) -> None:
+        """See `ReplyEngine.close`."""
 
     @staticmethod
     def _text(session: Session) -> str:

@@ -35,6 +35,12 @@ class InvalidRequestError(CallError):
     code = grpc.StatusCode.INVALID_ARGUMENT
 
 
+class ForbiddenError(CallError):
+    """The caller is not one of those that this is for."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+
+
 class DrainingError(CallError):
     """The server is stopping and has done nothing for the message: another server may have it."""
 
@@ -60,3 +66,9 @@ class EngineError(CallError):
     """The engine made no reply. The message itself is stored. For engines to raise."""
 
     code = grpc.StatusCode.INTERNAL
+
+
+class EngineUnavailableError(EngineError):
+    """The engine made no reply now; it may make one if the call is repeated, which adds no second message."""
+
+    code = grpc.StatusCode.UNAVAILABLE

@@ -1,19 +1,25 @@
 """A session: what a server knows of one chat.
 
 Immutable. A message makes a new session, so a reply may still stream from the session as it was while the next message
-of the chat is already applied; nothing needs to be locked or copied for that.
+of the chat is already applied; nothing needs to be locked or copied for that. Named tuples, not frozen dataclasses: one
+is made per message, in 0.3 us instead of 0.9.
 
 A session keeps its recent messages only, and the length of all of them: what a server holds in memory, and what it
-reads back from disk, stays bounded however long a chat grows.
+reads back from a store, stays bounded however long a chat grows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from sys import getsizeof
+from typing import Final, NamedTuple
+
+_MESSAGE_BYTES: Final = 96
+"""A message's own tuple, timestamp and place in `recent`; its texts come on top."""
+_SESSION_BYTES: Final = 512
+"""What a session without messages takes, with its entries in the tables of the cache."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One message as a client sent it. Nothing in it is interpreted but `message_id`."""
 
     text: str
@@ -21,11 +27,31 @@ class Message:
     timestamp: int = 0
     """Unix seconds, by the client's clock."""
     message_id: str = ""
-    """The client's idempotency key: unique within its chat. Empty: none, the message is always new."""
+    """The idempotency key: unique within its chat. Empty: none, the message is always new."""
+    reply: str | None = None
+    """What the engine answered, if it is one whose replies belong to the session, and it has."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory it takes."""
+        size = _MESSAGE_BYTES + getsizeof(self.text) + getsizeof(self.message_id)
+        return size if self.reply is None else size + getsizeof(self.reply)
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Version(NamedTuple):
+    """Which state of which chat. Two states with the same version are the same."""
+
+    epoch: int
+    """A number the store gave the chat when it began; one that was ended and begun again has another. 0: none yet."""
+    length: int
+    """All messages of the chat."""
+
+
+NEW: Final = Version(0, 0)
+"""The version of a chat that has no message yet."""
+
+
+class Session(NamedTuple):
     """One chat after its first `length` messages."""
 
     chat_id: str
@@ -33,7 +59,26 @@ class Session:
     """All messages of the chat, also those no longer in `recent`."""
     recent: tuple[Message, ...] = ()
     """The last messages, oldest first; at most `length`."""
+    epoch: int = 0
+    """See `Version.epoch`."""
 
-    def appended(self, message: Message, *, keep: int) -> Session:
+    @property
+    def version(self) -> Version:
+        """What a store is told to expect when the session goes on."""
+        return Version(self.epoch, self.length)
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory it takes, counted message by message."""
+        return _SESSION_BYTES + sum(message.size for message in self.recent)
+
+    def appended(self, message: Message, epoch: int, *, keep: int) -> Session:
         """The session after `message`, which is its last one. `keep`: the most messages to hold, at least 1."""
-        return Session(self.chat_id, self.length + 1, (*self.recent, message)[-keep:])
+        chat_id, length, recent, _ = self
+        recent = (recent if len(recent) < keep else recent[1 - keep :] if keep > 1 else ()) + (message,)
+        return Session(chat_id, length + 1, recent, epoch)
+
+    def as_of(self, position: int) -> Session | None:
+        """The session after its message number `position`, with that message; None if it is not among the recent."""
+        here = len(self.recent) - (self.length - position)
+        return self._replace(length=position, recent=self.recent[:here]) if 1 <= here <= len(self.recent) else None

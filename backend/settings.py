@@ -11,9 +11,9 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -23,7 +23,7 @@ from pydantic_settings import (
 )
 
 from backend.errors import ConfigError
-from backend.store.url import MEMORY_URL, sqlite_path
+from backend.store.url import MEMORY_URL, parse_store_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +48,7 @@ def _address(value: str) -> str:
 
 
 def _store_url(value: str) -> str:
-    sqlite_path(value)
+    parse_store_url(value)
     return value
 
 
@@ -63,27 +63,92 @@ class CacheSettings(_Group):
     """Sessions in L1, which stands for GPU memory. 0: no L1."""
     l2_capacity: int = Field(default=20, ge=0)
     """Sessions in L2, which stands for RAM. 0: no L2."""
+    l1_bytes: int = Field(default=0, ge=0)
+    """Bytes of sessions in L1 besides. 0: no limit. A session larger than all of a level passes it by."""
+    l2_bytes: int = Field(default=0, ge=0)
+    """The same of L2."""
     recent_messages: int = Field(default=50, ge=2)
     """Messages of a session held in memory. The engine sees no further back; the store keeps all."""
+    session_ttl: float = Field(default=0.0, ge=0)
+    """Seconds without a new message after which a session ends by itself, everywhere. 0: never."""
 
 
 class StoreSettings(_Group):
     """Where every message goes before it is acknowledged."""
 
     url: Annotated[str, AfterValidator(_store_url)] = MEMORY_URL
-    """`memory:` or `sqlite:///PATH` (see `sqlite_path`). In memory, sessions end with the process: the default leaves
-    no file behind and finds no surprising one; a cluster needs a file its servers share."""
+    """`memory:`, `sqlite:///PATH` or `redis://HOST:PORT/DB` (see `parse_store_url`). In memory, sessions end with the
+    process: the default leaves no file behind and finds no surprising one; a cluster needs a store its servers
+    share, or `[moves]`."""
+    durability: Literal["write_through", "write_back"] = "write_through"
+    """`write_through`: a message is acknowledged when the store has it. `write_back`: when memory has it, and written
+    when its session leaves memory, at a drain, and after `write_interval` at the latest; a crash loses the rest."""
+    write_interval: float = Field(default=1.0, gt=0, le=3600)
+    """Seconds between the writes of `write_back`: how much a crash loses."""
+    max_unwritten: int = Field(default=10_000, ge=1)
+    """Messages that `write_back` holds unwritten; beyond it they are written through."""
+    dedupe_window: int = Field(default=1024, ge=1, le=1_000_000)
+    """Messages of a chat, from the last one back, whose ids are known: one that comes again within is not applied
+    again. The same on all servers of a store."""
     busy_timeout: float = Field(default=5.0, ge=0)
     """Seconds to wait while another server writes to the file."""
-    synchronous: Literal["normal", "full"] = "normal"
-    """`normal` survives the death of the server, `full` also a power failure, for a disk sync per commit."""
+    synchronous: Literal["normal", "full"] = "full"
+    """Of an SQLite file: `normal` survives the death of the server, `full` also a power failure, for a disk sync per
+    commit, which messages that arrive together share."""
+    timeout: float = Field(default=2.0, gt=0, le=60)
+    """Seconds that Redis may take to answer; after that the call fails with UNAVAILABLE."""
+
+
+def _peers(value: dict[str, str]) -> dict[str, str]:
+    for id_, address in value.items():
+        if not re.fullmatch(r"\S+", id_):
+            raise ValueError(f"{id_!r} is no id of a server")
+        try:
+            split_address(address)
+        except ValueError as error:
+            raise ValueError(f"{id_}: {error}, not {address!r}") from None
+    return value
+
+
+class MoveSettings(_Group):
+    """Sessions that follow their chats where servers have no store in common."""
+
+    fetch: bool = True
+    """Ask the peer that had a chat before for its session. Without peers nobody is asked."""
+    timeout: float = Field(default=2.0, gt=0, le=60)
+    """Seconds a peer may take to hand over a session. The first message of a moved chat waits for it."""
+    retry_after: float = Field(default=5.0, ge=0)
+    """Seconds in which a peer that did not answer is not asked again."""
+    peers: Annotated[dict[str, str], AfterValidator(_peers)] = {}
+    """Id and address of the servers to ask, and to answer to. This server's own entry is passed over, so that all
+    may have the same table."""
 
 
 class EngineSettings(_Group):
     """What makes the replies."""
 
+    kind: Literal["echo", "openai"] = "echo"
+    """`echo` says what it sees of the session; `openai` asks an OpenAI-compatible HTTP endpoint."""
     token_delay: float = Field(default=0.0, ge=0)
-    """Seconds before each token of a reply: makes a stream look like a language model's."""
+    """Seconds before each token of an echo: makes a stream look like a language model's."""
+    url: str = Field(default="", pattern=r"^(https?://\S+)?$")
+    """The endpoint's root, such as `http://127.0.0.1:8000/v1`."""
+    model: str = ""
+    """The model's name there."""
+    api_key: str = Field(default="", repr=False)
+    """Sent as a bearer token, if not empty. Better in the environment than in a file."""
+    system_prompt: str = ""
+    """Before every conversation, if not empty."""
+    timeout: float = Field(default=30.0, gt=0)
+    """Seconds for the endpoint's connect, and for each next piece of a reply."""
+    max_reply: int = Field(default=262_144, ge=1, le=1_000_000)
+    """Characters after which a reply is cut off."""
+
+    @model_validator(mode="after")
+    def _has_an_endpoint(self) -> Self:
+        if self.kind == "openai" and not (self.url and self.model):
+            raise ValueError('kind = "openai" needs url and model')
+        return self
 
 
 class DrainSettings(_Group):
@@ -105,8 +170,16 @@ class BackendSettings(_Group):
     """Where to listen, `host:port`. Port 0: any free one, said in the ready line."""
     cache: CacheSettings = CacheSettings()
     store: StoreSettings = StoreSettings()
+    moves: MoveSettings = MoveSettings()
     engine: EngineSettings = EngineSettings()
     drain: DrainSettings = DrainSettings()
+
+    @model_validator(mode="after")
+    def _writes_before_a_session_ends(self) -> Self:
+        ttl = self.cache.session_ttl
+        if self.store.durability == "write_back" and 0 < ttl <= 2 * self.store.write_interval:
+            raise ValueError(f"cache.session_ttl must be more than twice store.write_interval, not {ttl:g}")
+        return self
 
 
 def load_settings(file: Path | None, flags: Mapping[str, Any]) -> BackendSettings:

@@ -1,33 +1,59 @@
 """The session cache over the store.
 
-Write-through: a message is in the store before it is acknowledged, so a session that leaves memory leaves nothing to
-write, and a server that is killed loses nothing it answered for.
+Write-through, the default: a message is in the store before it is acknowledged, so a session that leaves memory leaves
+nothing to write, and a server that is killed loses nothing it answered for. Write-back: a message is acknowledged from
+memory and written when its session leaves memory, at a drain, and at least every so often; a server that is killed
+loses what it had not written.
 
 Several servers may share one store, and a chat may come back after another server served it. So what memory says is a
-guess, and the store is asked on every message: each append says how long the session is believed to be, and the store
-refuses it when it is longer. Then the session is read again and the message applied to that.
+guess. With write-through the store is asked on every message: each append says which version of the session it goes on
+from, and the store refuses it when that is not the last. Then the session is read again and the message applied to
+that. With write-back the same is found out when the messages are written: they go to the end of what the other server
+wrote, each once.
 
-Recency is the order in which messages were acknowledged: `CacheLevels` moves once per message, when it is in the store.
+Recency is the order in which messages were acknowledged: `CacheLevels` moves once per message.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from backend.cache.levels import CacheLevel, CacheLevels
+from backend.cache.levels import CacheLevel, CacheLevels, Level, Resident
 from backend.cache.locks import ChatLocks
+from backend.cache.unwritten import Unwritten
 from backend.errors import ContentionError
-from backend.session import Session
+from backend.session import Message, Session, Version
 from backend.store.base import Appended, Duplicate
 
 if TYPE_CHECKING:
-    from backend.session import Message
+    from collections.abc import Callable, Sequence
+
     from backend.store.base import SessionStore
+
+_log = logging.getLogger(__name__)
 
 _APPEND_ATTEMPTS = 8
 """One conflict is what failback makes. More need two servers writing to one chat at the same moment: rare
 outside of a split cluster, and each is one cheap round trip. Losing eight times in a row ends the call."""
+_WRITES_AT_ONCE = 256
+"""Chats whose messages are written at the same time: they share the store's commits."""
+
+L1: Final = CacheLevel.L1
+DISK: Final = CacheLevel.DISK
+
+
+class Applied(NamedTuple):
+    """A message is in its session."""
+
+    session: Session
+    """After the message: it is the last one of `recent`."""
+    level: CacheLevel
+    """Where the session was found before it."""
+    duplicate: bool = False
+    """It was there already; the session is as it was after it the first time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +68,16 @@ class CacheStatistics:
     demotions: int
     promotions: int
     evictions: int
+    duplicates: int
+    """Messages that came again."""
+    conflicts: int
+    """Times that memory was behind the store."""
+    expired: int
+    """Sessions that memory gave up because their time to live was over."""
+    ended: int
+    """Sessions that a client ended."""
+    unwritten: int
+    """Messages acknowledged and not in the store yet (write-back)."""
 
     @property
     def hits(self) -> int:
@@ -58,29 +94,45 @@ class HierarchicalCache:
     """Sessions in L1, L2 and the store.
 
     `l1_capacity`, `l2_capacity`: in sessions; 0 means the level is not there, both 0 that every session is read from
-    the store. `recent_messages`: the most messages of a session held in memory, at least 1. The store stays the
-    caller's to close. Operations on one chat run one after another in the order they came, on different chats at the
-    same time. A cancelled operation may or may not have written its message.
+    the store. `l1_bytes`, `l2_bytes`: in bytes besides, None for no limit. `recent_messages`: the most messages of a
+    session held in memory, at least 1. `session_ttl`: seconds without a message after which a session in memory is not
+    believed in any more; the store must have been told the same. `unwritten_limit`: messages that write-back may hold
+    before it writes through, None for write-through. The store stays the caller's to close. Operations on one chat run
+    one after another in the order they came, on different chats at the same time. A cancelled operation may or may not
+    have written its message.
     """
 
     def __init__(
-        self, l1_capacity: int = 5, l2_capacity: int = 20, *, store: SessionStore, recent_messages: int = 50
+        self,
+        l1_capacity: int = 5,
+        l2_capacity: int = 20,
+        *,
+        store: SessionStore,
+        l1_bytes: int | None = None,
+        l2_bytes: int | None = None,
+        recent_messages: int = 50,
+        session_ttl: float | None = None,
+        unwritten_limit: int | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
-        self._levels = CacheLevels(l1_capacity, l2_capacity)
+        self.levels = CacheLevels(
+            *(l1_capacity, l2_capacity),
+            l1_bytes=l1_bytes,
+            l2_bytes=l2_bytes,
+            evicted=self._evicted,
+            too_large=self._too_large,
+        )
         self._store = store
         self._keep = recent_messages
+        self._ttl = session_ttl
+        self._unwritten = None if unwritten_limit is None else Unwritten(unwritten_limit)
+        self._clock = clock or asyncio.get_running_loop().time
         self._locks = ChatLocks()
-        self._found = dict.fromkeys(CacheLevel, 0)
-
-    @property
-    def l1_capacity(self) -> int:
-        """The most sessions in L1."""
-        return self._levels.l1_capacity
-
-    @property
-    def l2_capacity(self) -> int:
-        """The most sessions in L2."""
-        return self._levels.l2_capacity
+        self._found = [0] * len(CacheLevel)
+        self._told: set[CacheLevel] = set()
+        self._duplicates = self._conflicts = self._expired = self._ended = 0
+        self.eviction = asyncio.Event()
+        """Set when a session left memory that has messages to write: somebody shall call `write_out`."""
 
     async def get_or_create(self, chat_id: str) -> tuple[Session, CacheLevel]:
         """The session, now the most recent of L1, and where it was found. Raises StoreError.
@@ -89,71 +141,283 @@ class HierarchicalCache:
         memory may be behind the store if another server serves the chat too; `add_message` finds that out.
         """
         async with self._locks.holding(chat_id):
-            session, level = await self._find(chat_id)
-            self._enter(session, level)
-            return session, level
+            resident, level = await self._find(chat_id)
+            self._found[level] += 1
+            self.levels.enter(resident)
+            return resident.session, level
 
-    async def add_message(self, chat_id: str, message: Message) -> tuple[Session, CacheLevel]:
-        """The session after the message, which is then safe in the store, and where the session was found before it.
+    async def add_message(self, chat_id: str, message: Message) -> Applied:
+        """Applies the message, once for its id: one that the chat has already adds nothing.
 
-        A message id the chat has had already adds nothing: the answer is the session as it was after that message the
-        first time. Raises StoreError, and ContentionError when other servers write to the chat all the time.
+        With write-through it is then safe in the store. Raises StoreError, and ContentionError when other servers write
+        to the chat all the time.
+        """
+        unwritten = self._unwritten
+        if unwritten is not None:
+            if chat_id not in self._locks and self._ttl is None and unwritten.count < unwritten.limit:
+                # The fast path: nobody else is at this chat, and nothing below waits, so the lock need not be taken.
+                resident = self.levels.l1.residents.get(chat_id)
+                if resident is not None and (applied := self._apply(resident, L1, message, unwritten)) is not None:
+                    return applied
+            return await self._write_back(chat_id, message, unwritten)
+        async with self._locks.holding(chat_id):
+            return await self._write_through(chat_id, message)
+
+    async def set_reply(self, session: Session, reply: str) -> str:
+        """Keeps the reply to the last message of `session` with that message. Returns it, or the one it has already.
+
+        Nothing happens if the chat was ended meanwhile. Raises StoreError.
+        """
+        chat_id, message = session.chat_id, session.recent[-1]
+        async with self._locks.holding(chat_id):
+            resident = self.levels.find(chat_id)
+            if self._unwritten is not None and self._unwritten.set_reply(chat_id, message, reply):
+                kept: str | None = reply
+            else:
+                # Written back since: then the store gave the session its epoch after `session` was made.
+                epoch = session.epoch or (resident.session.epoch if resident is not None else 0)
+                kept = await self._store.set_reply(chat_id, epoch, session.length, reply)
+            if kept is not None and resident is not None:
+                self._complete(resident, session.length, message, kept)
+            return reply if kept is None else kept
+
+    async def end(self, chat_id: str) -> int:
+        """Frees the session in memory and in the store. Returns how many messages it had, 0 if there was none. Raises
+        StoreError; then it is not known whether the store has it.
         """
         async with self._locks.holding(chat_id):
-            session, level = await self._find(chat_id)
-            try:
-                for _ in range(_APPEND_ATTEMPTS):
-                    result = await self._store.append(chat_id, message, expected_length=session.length)
-                    if isinstance(result, Appended):
-                        session = session.appended(message, keep=self._keep)
-                        self._enter(session, level)
-                        return session, level
-                    if isinstance(result, Duplicate):
-                        return await self._repeated(session, level, result.position)
-                    session, level = await self._read(chat_id)
-            except BaseException:
-                # Nobody knows whether the store has the message, so memory must not claim to.
-                self._levels.discard(chat_id)
-                raise
-            self._levels.discard(chat_id)
-            raise ContentionError("other servers keep writing to this chat")
+            unwritten = 0 if self._unwritten is None else self._unwritten.forget(chat_id)
+            self.levels.discard(chat_id)
+            length = await self._store.end(chat_id) + unwritten
+            self._ended += length > 0
+            return length
+
+    async def written(self, chat_id: str, *, recent: int, until: int | None = None) -> Session | None:
+        """The session as `SessionStore.load` gives it, once all its messages are in the store. Raises StoreError."""
+        if self._unwritten is not None and self._unwritten.of(chat_id):
+            async with self._locks.holding(chat_id):
+                await self._write(chat_id, self._unwritten)
+        return await self._store.load(chat_id, recent=recent, until=until)
+
+    async def absorb(self, chat_id: str, messages: Sequence[Message], *, whole: bool) -> int:
+        """Appends those of another server's messages that the session does not have. Returns how many. `whole`: as in
+        `SessionStore.extend`. Raises StoreError.
+        """
+        async with self._locks.holding(chat_id):
+            if self._unwritten is not None:
+                await self._write(chat_id, self._unwritten)
+            result = await self._store.extend(chat_id, messages, whole=whole)
+            if result.after != result.before:
+                self.levels.discard(chat_id)
+            return result.after.length - result.before.length
+
+    async def write_out(self, *, evicted_only: bool = False) -> None:
+        """Writes what write-back holds; `evicted_only`: of the sessions that left memory. Raises StoreError if some
+        could not be written, after trying all; those stay.
+        """
+        unwritten = self._unwritten
+        if unwritten is None:
+            return
+        self.eviction.clear()
+        chats = [chat for chat in unwritten.chats if not evicted_only or self.levels.find(chat) is None]
+        failures: list[BaseException] = []
+        for start in range(0, len(chats), _WRITES_AT_ONCE):
+            some = chats[start : start + _WRITES_AT_ONCE]
+            results = await asyncio.gather(
+                *(self._write_locked(chat, unwritten) for chat in some), return_exceptions=True
+            )
+            failures += [result for result in results if result is not None]
+        if failures:
+            raise failures[0]
+
+    def forget_idle(self) -> int:
+        """Frees memory of sessions whose time to live is over. Returns how many."""
+        if self._ttl is None:
+            return 0
+        idle = [chat for chat in self.levels.idle_since(self._clock() - self._ttl) if chat not in self._locks]
+        for chat_id in idle:
+            self._expire(chat_id)
+        return len(idle)
 
     def statistics(self) -> CacheStatistics:
         """The counters now."""
+        l1_hits, l2_hits, disk_hits, misses = self._found
         return CacheStatistics(
-            l1_hits=self._found[CacheLevel.L1],
-            l2_hits=self._found[CacheLevel.L2],
-            disk_hits=self._found[CacheLevel.DISK],
-            misses=self._found[CacheLevel.MISS],
-            demotions=self._levels.demotions,
-            promotions=self._levels.promotions,
-            evictions=self._levels.evictions,
+            l1_hits=l1_hits,
+            l2_hits=l2_hits,
+            disk_hits=disk_hits,
+            misses=misses,
+            demotions=self.levels.demotions,
+            promotions=self.levels.promotions,
+            evictions=self.levels.evictions,
+            duplicates=self._duplicates,
+            conflicts=self._conflicts,
+            expired=self._expired,
+            ended=self._ended,
+            unwritten=0 if self._unwritten is None else self._unwritten.count,
         )
 
-    def l1_chats(self) -> list[str]:
-        """The chat ids of L1, most recent first."""
-        return self._levels.l1_chats()
+    # Finding.
 
-    def l2_chats(self) -> list[str]:
-        """The chat ids of L2, most recent first."""
-        return self._levels.l2_chats()
+    async def _find(self, chat_id: str) -> tuple[Resident, CacheLevel]:
+        """The session and where it is. It is not moved, and one from the store not entered."""
+        resident = self.levels.find(chat_id)
+        if resident is None:
+            if self._unwritten is not None:  # evicted a moment ago
+                await self._write(chat_id, self._unwritten)
+        elif self._ttl is not None and self._clock() - resident.used > self._ttl:
+            self._expire(chat_id)
+        else:
+            assert resident.level is not None  # noqa: S101 - it was found in one
+            return resident, resident.level.name
+        return await self._read(chat_id)
 
-    async def _find(self, chat_id: str) -> tuple[Session, CacheLevel]:
-        return self._levels.find(chat_id) or await self._read(chat_id)
-
-    async def _read(self, chat_id: str) -> tuple[Session, CacheLevel]:
+    async def _read(self, chat_id: str) -> tuple[Resident, CacheLevel]:
         session = await self._store.load(chat_id, recent=self._keep)
-        return (Session(chat_id), CacheLevel.MISS) if session is None else (session, CacheLevel.DISK)
+        used = 0.0 if self._ttl is None else self._clock()
+        return Resident(session or Session(chat_id), used), CacheLevel.MISS if session is None else DISK
 
-    async def _repeated(self, session: Session, level: CacheLevel, position: int) -> tuple[Session, CacheLevel]:
-        if session.length < position:
-            session, level = await self._read(session.chat_id)
-        self._enter(session, level)
-        if session.length == position:
-            return session, level
-        then = await self._store.load(session.chat_id, recent=self._keep, until=position)
-        return then or session, level
+    def _expire(self, chat_id: str) -> None:
+        if self._unwritten is not None:
+            self._unwritten.forget(chat_id)
+        self.levels.discard(chat_id)
+        self._expired += 1
 
-    def _enter(self, session: Session, level: CacheLevel) -> None:
+    # Write-through.
+
+    async def _write_through(self, chat_id: str, message: Message) -> Applied:
+        resident, level = await self._find(chat_id)
+        try:
+            for _ in range(_APPEND_ATTEMPTS):
+                result = await self._store.append(chat_id, message, expected=resident.session.version)
+                if isinstance(result, Appended):
+                    return Applied(self._advance(resident, level, message, result.epoch), level)
+                if isinstance(result, Duplicate):
+                    return await self._repeated(resident, level, Version(result.epoch, result.position))
+                self._conflicts += 1
+                self.levels.discard(chat_id)
+                resident, level = await self._read(chat_id)
+        except BaseException:
+            # Nobody knows whether the store has the message, so memory must not claim to.
+            self.levels.discard(chat_id)
+            raise
+        self.levels.discard(chat_id)
+        raise ContentionError("other servers keep writing to this chat")
+
+    async def _repeated(self, resident: Resident, level: CacheLevel, version: Version) -> Applied:
+        """The session as of a message that was applied before: in that version."""
+        session = resident.session
+        if session.epoch != version.epoch or session.length < version.length:
+            self._conflicts += 1
+            self.levels.discard(session.chat_id)
+            resident, level = await self._read(session.chat_id)
+            session = resident.session
+        self._duplicates += 1
         self._found[level] += 1
-        self._levels.enter(session)
+        self.levels.enter(resident)
+        if session.length != version.length:
+            then = await self._store.load(session.chat_id, recent=self._keep, until=version.length)
+            session = then or session
+        return Applied(session, level, duplicate=True)
+
+    def _advance(self, resident: Resident, level: CacheLevel, message: Message, epoch: int) -> Session:
+        """The session in memory goes on by one message that is safe, and is now the most recent."""
+        before = resident.session
+        keep = self._keep
+        recent = before.recent
+        by = message.size
+        if len(recent) >= keep:
+            gone = recent[0]
+            by -= gone.size
+            if resident.positions is not None:
+                resident.positions.pop(gone.message_id, None)
+        session = resident.session = before.appended(message, epoch, keep=keep)
+        if self._ttl is not None:
+            resident.used = self._clock()
+        self._found[level] += 1
+        self.levels.grew(resident, by)
+        return session
+
+    # Write-back.
+
+    async def _write_back(self, chat_id: str, message: Message, unwritten: Unwritten) -> Applied:
+        async with self._locks.holding(chat_id):
+            if unwritten.count >= unwritten.limit:
+                await self._write(chat_id, unwritten)
+                return await self._write_through(chat_id, message)
+            resident, level = await self._find(chat_id)
+            if (applied := self._apply(resident, level, message, unwritten)) is not None:
+                return applied
+            await self._write(chat_id, unwritten)  # a repeated message that memory does not reach back to
+            return await self._write_through(chat_id, message)
+
+    def _apply(self, resident: Resident, level: CacheLevel, message: Message, unwritten: Unwritten) -> Applied | None:
+        """In memory. None, with nothing changed: it is a repeated message that memory does not reach back to."""
+        session = resident.session
+        message_id = message.message_id
+        positions = resident.positions
+        if positions is None:
+            first = session.length - len(session.recent) + 1
+            positions = resident.positions = {
+                each.message_id: first + index for index, each in enumerate(session.recent) if each.message_id
+            }
+        if message_id:
+            position = positions.get(message_id)
+            if position is not None:
+                then = session.as_of(position)
+                if then is None or len(then.recent) < min(2, position):
+                    return None
+                self._duplicates += 1
+                self._found[level] += 1
+                self.levels.enter(resident)
+                return Applied(then, level, duplicate=True)
+            positions[message_id] = session.length + 1
+        unwritten.add(resident.chat_id, message)
+        return Applied(self._advance(resident, level, message, session.epoch), level)
+
+    async def _write_locked(self, chat_id: str, unwritten: Unwritten) -> None:
+        async with self._locks.holding(chat_id):
+            await self._write(chat_id, unwritten)
+
+    async def _write(self, chat_id: str, unwritten: Unwritten) -> None:
+        """Writes what the chat has to write. For holders of its lock."""
+        messages = unwritten.of(chat_id)
+        if not messages:
+            return
+        result = await self._store.extend(chat_id, messages)
+        number = unwritten.forget(chat_id)
+        resident = self.levels.find(chat_id)
+        if resident is None:
+            return
+        session = resident.session
+        if result.before == (session.epoch, session.length - number) and result.after.length == session.length:
+            resident.session = session._replace(epoch=result.after.epoch)
+        else:  # another server wrote to the chat, or the store knew a message that memory did not
+            self._conflicts += 1
+            self.levels.discard(chat_id)
+
+    def _complete(self, resident: Resident, position: int, message: Message, reply: str) -> None:
+        """The resident session has the reply too, if it still holds the message."""
+        session = resident.session
+        index = len(session.recent) - 1 - (session.length - position)
+        if 0 <= index < len(session.recent) and session.recent[index][:4] == message[:4]:
+            complete = message._replace(reply=reply)
+            by = complete.size - session.recent[index].size
+            recent = (*session.recent[:index], complete, *session.recent[index + 1 :])
+            resident.session = session._replace(recent=recent)
+            self.levels.resize(resident, by)
+
+    # From the levels.
+
+    def _evicted(self, resident: Resident) -> None:
+        if self._unwritten is not None and self._unwritten.of(resident.chat_id):
+            self.eviction.set()
+
+    def _too_large(self, resident: Resident, level: Level) -> None:
+        if level.name not in self._told:
+            self._told.add(level.name)
+            _log.warning(
+                "a session of %d bytes is larger than all of %s (%d bytes) and can never be in it; raise the limit, or"
+                " lower cache.recent_messages (said once; GetCacheStats counts them)",
+                *(resident.size, level.name.name, level.max_bytes or 0),
+            )

@@ -1,13 +1,17 @@
 """The two levels in memory, without the store: pure, and O(1) in every operation.
 
-Each level is a dict from chat id to session in order of use, least recent first. A session is in one level at most:
+Each level is a dict from chat id to resident in order of use, least recent first. A session is in one level at most:
 
     enter ──> L1 ──demotion──> L2 ──eviction──> out of memory
                ^                │
                └───promotion────┘
 
 A level of capacity 0 is not there: sessions pass it by, and a move counts where it ends (from L1 straight out of
-memory is an eviction, no demotion).
+memory is an eviction, no demotion). A session larger than all of a level passes it by as well; that is counted and
+told, as it can never be a hit there.
+
+With limits in bytes one session that grows may push out several. Each was pushed in once, so it stays O(1) per message
+over time.
 """
 
 from __future__ import annotations
@@ -17,29 +21,107 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from backend.session import Session
 
 
-class CacheLevel(enum.Enum):
+class CacheLevel(enum.IntEnum):
     """Where a session was found."""
 
-    L1 = "L1"
-    L2 = "L2"
-    DISK = "disk"
-    MISS = "miss"
+    L1 = 0
+    L2 = 1
+    DISK = 2
+    MISS = 3
     """Nowhere: a new session."""
 
 
-class CacheLevels:
-    """L1 and L2. Capacities are in sessions, 0 or more."""
+class Resident:
+    """A session in memory, and what the cache knows of it besides. The session is exchanged as messages come."""
 
-    def __init__(self, l1_capacity: int, l2_capacity: int) -> None:
+    __slots__ = ("chat_id", "level", "positions", "session", "size", "used")
+
+    def __init__(self, session: Session, used: float = 0.0) -> None:
+        self.chat_id = session.chat_id
+        self.session = session
+        self.size = session.size
+        """Bytes of the session."""
+        self.used = used
+        """When it was last asked for, on the cache's clock; kept if sessions have a time to live."""
+        self.positions: dict[str, int] | None = None
+        """Message id -> position of the messages in `session.recent`, where the cache answers for duplicates itself."""
+        self.level: Level | None = None
+        """Where it is; None: not in memory any more."""
+
+
+class Level:
+    """One level: its limits, what is in it, and what happened to it so far."""
+
+    __slots__ = ("bytes", "capacity", "departures", "max_bytes", "name", "residents", "too_large")
+
+    def __init__(self, name: CacheLevel, capacity: int, max_bytes: int | None) -> None:
+        self.name = name
+        self.capacity = capacity
+        """The most sessions."""
+        self.max_bytes = max_bytes
+        """The most bytes of sessions; None: any."""
+        self.residents: OrderedDict[str, Resident] = OrderedDict()
+        """The least recent first."""
+        self.bytes = 0
+        """Of the sessions in it."""
+        self.departures = 0
+        """Sessions that had to go down for want of room."""
+        self.too_large = 0
+        """Times that a session larger than all of the level passed it by."""
+
+    def holds(self, size: int) -> bool:
+        """Whether a session of so many bytes has room here at all, were it empty."""
+        return self.capacity > 0 and (self.max_bytes is None or size <= self.max_bytes)
+
+    def chats(self) -> list[str]:
+        """The chat ids, most recent first."""
+        return list(reversed(self.residents))
+
+    def put(self, resident: Resident) -> None:
+        """In as the most recent. It must be nowhere."""
+        self.residents[resident.chat_id] = resident
+        self.bytes += resident.size
+        resident.level = self
+
+    def take(self, resident: Resident) -> None:
+        """Out. It must be here."""
+        del self.residents[resident.chat_id]
+        self.bytes -= resident.size
+        resident.level = None
+
+    def overfull(self) -> bool:
+        """Whether the least recent one has to go."""
+        return len(self.residents) > self.capacity or (self.max_bytes is not None and self.bytes > self.max_bytes)
+
+
+class CacheLevels:
+    """L1 and L2. Capacities are in sessions, 0 or more; limits in bytes 1 or more, None for none.
+
+    `evicted` is told of each session that leaves memory for want of room, `too_large` of each that passes a level by
+    because it is larger than all of it.
+    """
+
+    def __init__(
+        self,
+        l1_capacity: int,
+        l2_capacity: int,
+        *,
+        l1_bytes: int | None = None,
+        l2_bytes: int | None = None,
+        evicted: Callable[[Resident], None] | None = None,
+        too_large: Callable[[Resident, Level], None] | None = None,
+    ) -> None:
         if l1_capacity < 0 or l2_capacity < 0:
             raise ValueError(f"capacities must be 0 or more, not {l1_capacity} and {l2_capacity}")
-        self.l1_capacity = l1_capacity
-        self.l2_capacity = l2_capacity
-        self._l1: OrderedDict[str, Session] = OrderedDict()
-        self._l2: OrderedDict[str, Session] = OrderedDict()
+        self.l1 = Level(CacheLevel.L1, l1_capacity, l1_bytes)
+        self.l2 = Level(CacheLevel.L2, l2_capacity, l2_bytes)
+        self._evicted = evicted
+        self._too_large = too_large
         self.demotions = 0
         """Sessions that went from L1 to L2, so far."""
         self.promotions = 0
@@ -47,54 +129,92 @@ class CacheLevels:
         self.evictions = 0
         """Sessions that went out of memory for want of room, so far."""
 
-    def find(self, chat_id: str) -> tuple[Session, CacheLevel] | None:
-        """The session and its level, or None. Looking is no use: nothing moves."""
-        session = self._l1.get(chat_id)
-        if session is not None:
-            return session, CacheLevel.L1
-        session = self._l2.get(chat_id)
-        if session is not None:
-            return session, CacheLevel.L2
-        return None
+    def find(self, chat_id: str) -> Resident | None:
+        """The session, in whichever level it is. Looking is no use: nothing moves."""
+        return self.l1.residents.get(chat_id) or self.l2.residents.get(chat_id)
 
-    def enter(self, session: Session) -> None:
-        """Makes the session the most recent of L1 (without an L1: of L2), in place of an earlier state of it.
+    def enter(self, resident: Resident) -> None:
+        """Makes the session, wherever it is, the most recent of the highest level that can hold it.
 
-        What is too much in L1 goes to L2, and what is too much there goes out of memory.
+        What is too much in L1 goes to L2, and what is too much there goes out of memory. A session of the same chat
+        that is another resident must have been discarded.
         """
-        chat_id = session.chat_id
-        if not self.l1_capacity:
-            self._enter_l2(session)
-            return
-        if chat_id not in self._l1:
-            if self._l2.pop(chat_id, None) is not None:
-                self.promotions += 1
-            if len(self._l1) >= self.l1_capacity:
-                _, oldest = self._l1.popitem(last=False)
-                self.demotions += bool(self.l2_capacity)
-                self._enter_l2(oldest)
-        self._l1[chat_id] = session
-        self._l1.move_to_end(chat_id)
+        before = resident.level
+        if before is not None:
+            before.take(resident)
+        l1, l2 = self.l1, self.l2
+        if self._fits(resident, l1):
+            self.promotions += before is l2
+            l1.put(resident)
+            while l1.overfull():
+                oldest = next(iter(l1.residents.values()))
+                l1.take(oldest)
+                self._go_down(oldest, l1)
+        else:
+            self._go_down(resident, before)
 
-    def _enter_l2(self, session: Session) -> None:
-        chat_id = session.chat_id
-        if chat_id not in self._l2 and len(self._l2) >= self.l2_capacity:
-            self.evictions += 1
-            if not self.l2_capacity:
+    def grew(self, resident: Resident, by: int) -> None:
+        """The session, which is in memory, has `by` more bytes (less, if negative) and was used."""
+        level = resident.level
+        resident.size += by
+        if level is not None:
+            level.bytes += by
+            if level is self.l1 and not (level.max_bytes and level.bytes > level.max_bytes):
+                level.residents.move_to_end(resident.chat_id)  # nearly every message: a third of the time of `enter`
                 return
-            self._l2.popitem(last=False)
-        self._l2[chat_id] = session
-        self._l2.move_to_end(chat_id)
+        self.enter(resident)
+
+    def resize(self, resident: Resident, by: int) -> None:
+        """The session has `by` more bytes and was not used. What is too much goes down with the next `enter`."""
+        resident.size += by
+        if resident.level is not None:
+            resident.level.bytes += by
+
+    def _go_down(self, resident: Resident, before: Level | None) -> None:
+        """Into L2, or out of memory. `before`: where it was."""
+        l2 = self.l2
+        if not self._fits(resident, l2):
+            self._leave(resident, before)
+            return
+        if before is self.l1:
+            self.demotions += 1
+            before.departures += 1
+        l2.put(resident)
+        while l2.overfull():
+            oldest = next(iter(l2.residents.values()))
+            l2.take(oldest)
+            self._leave(oldest, l2)
+
+    def _fits(self, resident: Resident, level: Level) -> bool:
+        if level.holds(resident.size):
+            return True
+        if level.capacity:
+            level.too_large += 1
+            if self._too_large is not None:
+                self._too_large(resident, level)
+        return False
+
+    def _leave(self, resident: Resident, before: Level | None) -> None:
+        if before is not None:
+            before.departures += 1
+        self.evictions += 1
+        if self._evicted is not None:
+            self._evicted(resident)
 
     def discard(self, chat_id: str) -> None:
-        """Forgets a session that can no longer be trusted. Not an eviction; nothing happens if it is not there."""
-        self._l1.pop(chat_id, None)
-        self._l2.pop(chat_id, None)
+        """Forgets a session that can no longer be trusted, or is over. Not an eviction; nothing happens if it is not
+        there.
+        """
+        resident = self.find(chat_id)
+        if resident is not None and resident.level is not None:
+            resident.level.take(resident)
 
-    def l1_chats(self) -> list[str]:
-        """The chat ids of L1, most recent first."""
-        return list(reversed(self._l1))
-
-    def l2_chats(self) -> list[str]:
-        """The chat ids of L2, most recent first."""
-        return list(reversed(self._l2))
+    def idle_since(self, before: float) -> list[str]:
+        """The least recent chats of each level, as far as they were last used before that time."""
+        found = []
+        for level in (self.l1, self.l2):
+            for chat_id, resident in level.residents.items():
+                if resident.used >= before:
+                    break
+                found.append(chat_id)
+        return found

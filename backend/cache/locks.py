@@ -33,6 +33,10 @@ class ChatLocks:
             if not self._users[chat_id]:
                 del self._users[chat_id], self._locks[chat_id]
 
+    def __contains__(self, chat_id: str) -> bool:
+        """Whether somebody holds the chat or waits for it. If not, whoever does not await holds it in effect."""
+        return chat_id in self._locks
+
     def __len__(self) -> int:
         """How many chats are held or waited for."""
         return len(self._locks)

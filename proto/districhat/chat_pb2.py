@@ -24,29 +24,39 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64istrichat/chat.proto\x12\x04\x63hat\"i\n\x0b\x43hatRequest\x12\x0f\n\x07\x63hat_id\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tsender_id\x18\x03 \x01(\t\x12\x11\n\ttimestamp\x18\x04 \x01(\x03\x12\x12\n\nmessage_id\x18\x05 \x01(\t\"\x9c\x01\n\x0c\x43hatResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12\x11\n\tserver_id\x18\x02 \x01(\t\x12\x15\n\rerror_message\x18\x03 \x01(\t\x12+\n\x0e\x63\x61\x63he_location\x18\x04 \x01(\x0e\x32\x13.chat.CacheLocation\x12\x15\n\rmessage_count\x18\x05 \x01(\x05\x12\r\n\x05reply\x18\x06 \x01(\t\"A\n\nReplyChunk\x12\r\n\x05token\x18\x01 \x01(\t\x12$\n\x08response\x18\x02 \x01(\x0b\x32\x12.chat.ChatResponse\"!\n\x0cStatsRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\"\xc3\x02\n\rStatsResponse\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x0f\n\x07l1_size\x18\x02 \x01(\x05\x12\x13\n\x0bl1_capacity\x18\x03 \x01(\x05\x12\x0f\n\x07l2_size\x18\x04 \x01(\x05\x12\x13\n\x0bl2_capacity\x18\x05 \x01(\x05\x12\x16\n\x0etotal_requests\x18\x06 \x01(\x03\x12\x12\n\ncache_hits\x18\x07 \x01(\x03\x12\x14\n\x0c\x63\x61\x63he_misses\x18\x08 \x01(\x03\x12\x10\n\x08l1_chats\x18\t \x03(\t\x12\x10\n\x08l2_chats\x18\n \x03(\t\x12\x0f\n\x07l1_hits\x18\x0b \x01(\x03\x12\x0f\n\x07l2_hits\x18\x0c \x01(\x03\x12\x11\n\tdisk_hits\x18\r \x01(\x03\x12\x11\n\tdemotions\x18\x0e \x01(\x03\x12\x12\n\npromotions\x18\x0f \x01(\x03\x12\x11\n\tevictions\x18\x10 \x01(\x03\"\x0f\n\rHealthRequest\"L\n\x0eHealthResponse\x12\x0f\n\x07healthy\x18\x01 \x01(\x08\x12\x11\n\tserver_id\x18\x02 \x01(\t\x12\x16\n\x0euptime_seconds\x18\x03 \x01(\x03*^\n\rCacheLocation\x12\x11\n\rCACHE_UNKNOWN\x10\x00\x12\x0c\n\x08\x43\x41\x43HE_L1\x10\x01\x12\x0c\n\x08\x43\x41\x43HE_L2\x10\x02\x12\x0e\n\nCACHE_MISS\x10\x03\x12\x0e\n\nCACHE_DISK\x10\x04\x32\xa0\x02\n\x0b\x43hatService\x12\x34\n\x0bPostMessage\x12\x11.chat.ChatRequest\x1a\x12.chat.ChatResponse\x12\x38\n\rGetCacheStats\x12\x12.chat.StatsRequest\x1a\x13.chat.StatsResponse\x12\x38\n\x0bHealthCheck\x12\x13.chat.HealthRequest\x1a\x14.chat.HealthResponse\x12\x34\n\x0bStreamReply\x12\x11.chat.ChatRequest\x1a\x10.chat.ReplyChunk0\x01\x12\x31\n\x04\x43hat\x12\x11.chat.ChatRequest\x1a\x12.chat.ChatResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64istrichat/chat.proto\x12\x04\x63hat\"i\n\x0b\x43hatRequest\x12\x0f\n\x07\x63hat_id\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tsender_id\x18\x03 \x01(\t\x12\x11\n\ttimestamp\x18\x04 \x01(\x03\x12\x12\n\nmessage_id\x18\x05 \x01(\t\"\xaf\x01\n\x0c\x43hatResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12\x11\n\tserver_id\x18\x02 \x01(\t\x12\x15\n\rerror_message\x18\x03 \x01(\t\x12+\n\x0e\x63\x61\x63he_location\x18\x04 \x01(\x0e\x32\x13.chat.CacheLocation\x12\x15\n\rmessage_count\x18\x05 \x01(\x05\x12\r\n\x05reply\x18\x06 \x01(\t\x12\x11\n\tduplicate\x18\x07 \x01(\x08\"A\n\nReplyChunk\x12\r\n\x05token\x18\x01 \x01(\t\x12$\n\x08response\x18\x02 \x01(\x0b\x32\x12.chat.ChatResponse\"!\n\x0cStatsRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\"\xe8\x04\n\rStatsResponse\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x0f\n\x07l1_size\x18\x02 \x01(\x05\x12\x13\n\x0bl1_capacity\x18\x03 \x01(\x05\x12\x0f\n\x07l2_size\x18\x04 \x01(\x05\x12\x13\n\x0bl2_capacity\x18\x05 \x01(\x05\x12\x16\n\x0etotal_requests\x18\x06 \x01(\x03\x12\x12\n\ncache_hits\x18\x07 \x01(\x03\x12\x14\n\x0c\x63\x61\x63he_misses\x18\x08 \x01(\x03\x12\x10\n\x08l1_chats\x18\t \x03(\t\x12\x10\n\x08l2_chats\x18\n \x03(\t\x12\x0f\n\x07l1_hits\x18\x0b \x01(\x03\x12\x0f\n\x07l2_hits\x18\x0c \x01(\x03\x12\x11\n\tdisk_hits\x18\r \x01(\x03\x12\x11\n\tdemotions\x18\x0e \x01(\x03\x12\x12\n\npromotions\x18\x0f \x01(\x03\x12\x11\n\tevictions\x18\x10 \x01(\x03\x12\x11\n\tl1_misses\x18\x11 \x01(\x03\x12\x11\n\tl2_misses\x18\x12 \x01(\x03\x12\x10\n\x08l1_bytes\x18\x13 \x01(\x03\x12\x10\n\x08l2_bytes\x18\x14 \x01(\x03\x12\x14\n\x0cl1_max_bytes\x18\x15 \x01(\x03\x12\x14\n\x0cl2_max_bytes\x18\x16 \x01(\x03\x12\x14\n\x0cl1_too_large\x18\x17 \x01(\x03\x12\x14\n\x0cl2_too_large\x18\x18 \x01(\x03\x12\x12\n\nduplicates\x18\x19 \x01(\x03\x12\x11\n\tconflicts\x18\x1a \x01(\x03\x12\x0f\n\x07\x65xpired\x18\x1b \x01(\x03\x12\r\n\x05\x65nded\x18\x1c \x01(\x03\x12\x11\n\tunwritten\x18\x1d \x01(\x03\x12\x0f\n\x07\x66\x65tched\x18\x1e \x01(\x03\x12\x16\n\x0e\x66\x65tch_failures\x18\x1f \x01(\x03\"\x0f\n\rHealthRequest\"L\n\x0eHealthResponse\x12\x0f\n\x07healthy\x18\x01 \x01(\x08\x12\x11\n\tserver_id\x18\x02 \x01(\t\x12\x16\n\x0euptime_seconds\x18\x03 \x01(\x03\"!\n\x0e\x45ndChatRequest\x12\x0f\n\x07\x63hat_id\x18\x01 \x01(\t\"c\n\x0f\x45ndChatResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12\x11\n\tserver_id\x18\x02 \x01(\t\x12\x15\n\rerror_message\x18\x03 \x01(\t\x12\x15\n\rmessage_count\x18\x04 \x01(\x05\"T\n\x13\x46\x65tchSessionRequest\x12\x0f\n\x07\x63hat_id\x18\x01 \x01(\t\x12\x13\n\x0bhave_length\x18\x02 \x01(\x03\x12\x17\n\x0fhave_message_id\x18\x03 \x01(\t\"C\n\x0bSessionPart\x12%\n\x08messages\x18\x01 \x03(\x0b\x32\x13.chat.StoredMessage\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x03\"u\n\rStoredMessage\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\tsender_id\x18\x02 \x01(\t\x12\x11\n\ttimestamp\x18\x03 \x01(\x03\x12\x12\n\nmessage_id\x18\x04 \x01(\t\x12\x12\n\x05reply\x18\x05 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_reply*^\n\rCacheLocation\x12\x11\n\rCACHE_UNKNOWN\x10\x00\x12\x0c\n\x08\x43\x41\x43HE_L1\x10\x01\x12\x0c\n\x08\x43\x41\x43HE_L2\x10\x02\x12\x0e\n\nCACHE_MISS\x10\x03\x12\x0e\n\nCACHE_DISK\x10\x04\x32\x98\x03\n\x0b\x43hatService\x12\x34\n\x0bPostMessage\x12\x11.chat.ChatRequest\x1a\x12.chat.ChatResponse\x12\x38\n\rGetCacheStats\x12\x12.chat.StatsRequest\x1a\x13.chat.StatsResponse\x12\x38\n\x0bHealthCheck\x12\x13.chat.HealthRequest\x1a\x14.chat.HealthResponse\x12\x34\n\x0bStreamReply\x12\x11.chat.ChatRequest\x1a\x10.chat.ReplyChunk0\x01\x12\x31\n\x04\x43hat\x12\x11.chat.ChatRequest\x1a\x12.chat.ChatResponse(\x01\x30\x01\x12\x36\n\x07\x45ndChat\x12\x14.chat.EndChatRequest\x1a\x15.chat.EndChatResponse\x12>\n\x0c\x46\x65tchSession\x12\x19.chat.FetchSessionRequest\x1a\x11.chat.SessionPart0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'districhat.chat_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CACHELOCATION']._serialized_start=820
-  _globals['_CACHELOCATION']._serialized_end=914
+  _globals['_CACHELOCATION']._serialized_start=1542
+  _globals['_CACHELOCATION']._serialized_end=1636
   _globals['_CHATREQUEST']._serialized_start=31
   _globals['_CHATREQUEST']._serialized_end=136
   _globals['_CHATRESPONSE']._serialized_start=139
-  _globals['_CHATRESPONSE']._serialized_end=295
-  _globals['_REPLYCHUNK']._serialized_start=297
-  _globals['_REPLYCHUNK']._serialized_end=362
-  _globals['_STATSREQUEST']._serialized_start=364
-  _globals['_STATSREQUEST']._serialized_end=397
-  _globals['_STATSRESPONSE']._serialized_start=400
-  _globals['_STATSRESPONSE']._serialized_end=723
-  _globals['_HEALTHREQUEST']._serialized_start=725
-  _globals['_HEALTHREQUEST']._serialized_end=740
-  _globals['_HEALTHRESPONSE']._serialized_start=742
-  _globals['_HEALTHRESPONSE']._serialized_end=818
-  _globals['_CHATSERVICE']._serialized_start=917
-  _globals['_CHATSERVICE']._serialized_end=1205
+  _globals['_CHATRESPONSE']._serialized_end=314
+  _globals['_REPLYCHUNK']._serialized_start=316
+  _globals['_REPLYCHUNK']._serialized_end=381
+  _globals['_STATSREQUEST']._serialized_start=383
+  _globals['_STATSREQUEST']._serialized_end=416
+  _globals['_STATSRESPONSE']._serialized_start=419
+  _globals['_STATSRESPONSE']._serialized_end=1035
+  _globals['_HEALTHREQUEST']._serialized_start=1037
+  _globals['_HEALTHREQUEST']._serialized_end=1052
+  _globals['_HEALTHRESPONSE']._serialized_start=1054
+  _globals['_HEALTHRESPONSE']._serialized_end=1130
+  _globals['_ENDCHATREQUEST']._serialized_start=1132
+  _globals['_ENDCHATREQUEST']._serialized_end=1165
+  _globals['_ENDCHATRESPONSE']._serialized_start=1167
+  _globals['_ENDCHATRESPONSE']._serialized_end=1266
+  _globals['_FETCHSESSIONREQUEST']._serialized_start=1268
+  _globals['_FETCHSESSIONREQUEST']._serialized_end=1352
+  _globals['_SESSIONPART']._serialized_start=1354
+  _globals['_SESSIONPART']._serialized_end=1421
+  _globals['_STOREDMESSAGE']._serialized_start=1423
+  _globals['_STOREDMESSAGE']._serialized_end=1540
+  _globals['_CHATSERVICE']._serialized_start=1639
+  _globals['_CHATSERVICE']._serialized_end=2047
 # @@protoc_insertion_point(module_scope)

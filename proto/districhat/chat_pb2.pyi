@@ -96,6 +96,7 @@ class ChatResponse(_message.Message):
     CACHE_LOCATION_FIELD_NUMBER: _builtins.int
     MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
     REPLY_FIELD_NUMBER: _builtins.int
+    DUPLICATE_FIELD_NUMBER: _builtins.int
     success: _builtins.bool
     server_id: _builtins.str
     error_message: _builtins.str
@@ -104,6 +105,8 @@ class ChatResponse(_message.Message):
     """messages in the session after this one"""
     reply: _builtins.str
     """addition: the engine's answer"""
+    duplicate: _builtins.bool
+    """addition: the message was applied before, and this is what was answered then"""
     def __init__(
         self,
         *,
@@ -113,10 +116,11 @@ class ChatResponse(_message.Message):
         cache_location: Global___CacheLocation.ValueType = ...,
         message_count: _builtins.int = ...,
         reply: _builtins.str = ...,
+        duplicate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_location", b"cache_location", "error_message", b"error_message", "message_count", b"message_count", "reply", b"reply", "server_id", b"server_id", "success", b"success"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_location", b"cache_location", "duplicate", b"duplicate", "error_message", b"error_message", "message_count", b"message_count", "reply", b"reply", "server_id", b"server_id", "success", b"success"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -187,6 +191,21 @@ class StatsResponse(_message.Message):
     DEMOTIONS_FIELD_NUMBER: _builtins.int
     PROMOTIONS_FIELD_NUMBER: _builtins.int
     EVICTIONS_FIELD_NUMBER: _builtins.int
+    L1_MISSES_FIELD_NUMBER: _builtins.int
+    L2_MISSES_FIELD_NUMBER: _builtins.int
+    L1_BYTES_FIELD_NUMBER: _builtins.int
+    L2_BYTES_FIELD_NUMBER: _builtins.int
+    L1_MAX_BYTES_FIELD_NUMBER: _builtins.int
+    L2_MAX_BYTES_FIELD_NUMBER: _builtins.int
+    L1_TOO_LARGE_FIELD_NUMBER: _builtins.int
+    L2_TOO_LARGE_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
+    CONFLICTS_FIELD_NUMBER: _builtins.int
+    EXPIRED_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    UNWRITTEN_FIELD_NUMBER: _builtins.int
+    FETCHED_FIELD_NUMBER: _builtins.int
+    FETCH_FAILURES_FIELD_NUMBER: _builtins.int
     server_id: _builtins.str
     l1_size: _builtins.int
     l1_capacity: _builtins.int
@@ -205,6 +224,30 @@ class StatsResponse(_message.Message):
     """L2 to L1"""
     evictions: _builtins.int
     """L2 to disk"""
+    l1_misses: _builtins.int
+    l2_misses: _builtins.int
+    l1_bytes: _builtins.int
+    """of the sessions in the level"""
+    l2_bytes: _builtins.int
+    l1_max_bytes: _builtins.int
+    """0: no limit"""
+    l2_max_bytes: _builtins.int
+    l1_too_large: _builtins.int
+    """times that a session larger than all of the level passed it by"""
+    l2_too_large: _builtins.int
+    duplicates: _builtins.int
+    """messages that came again"""
+    conflicts: _builtins.int
+    """times that memory was behind the store"""
+    expired: _builtins.int
+    """sessions given up in memory because their time to live was over"""
+    ended: _builtins.int
+    """sessions ended by EndChat"""
+    unwritten: _builtins.int
+    """messages acknowledged and not in the store yet (write-back)"""
+    fetched: _builtins.int
+    """sessions that came from another server after a move"""
+    fetch_failures: _builtins.int
     @_builtins.property
     def l1_chats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """most recent first"""
@@ -232,10 +275,25 @@ class StatsResponse(_message.Message):
         demotions: _builtins.int = ...,
         promotions: _builtins.int = ...,
         evictions: _builtins.int = ...,
+        l1_misses: _builtins.int = ...,
+        l2_misses: _builtins.int = ...,
+        l1_bytes: _builtins.int = ...,
+        l2_bytes: _builtins.int = ...,
+        l1_max_bytes: _builtins.int = ...,
+        l2_max_bytes: _builtins.int = ...,
+        l1_too_large: _builtins.int = ...,
+        l2_too_large: _builtins.int = ...,
+        duplicates: _builtins.int = ...,
+        conflicts: _builtins.int = ...,
+        expired: _builtins.int = ...,
+        ended: _builtins.int = ...,
+        unwritten: _builtins.int = ...,
+        fetched: _builtins.int = ...,
+        fetch_failures: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_hits", b"cache_hits", "cache_misses", b"cache_misses", "demotions", b"demotions", "disk_hits", b"disk_hits", "evictions", b"evictions", "l1_capacity", b"l1_capacity", "l1_chats", b"l1_chats", "l1_hits", b"l1_hits", "l1_size", b"l1_size", "l2_capacity", b"l2_capacity", "l2_chats", b"l2_chats", "l2_hits", b"l2_hits", "l2_size", b"l2_size", "promotions", b"promotions", "server_id", b"server_id", "total_requests", b"total_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_hits", b"cache_hits", "cache_misses", b"cache_misses", "conflicts", b"conflicts", "demotions", b"demotions", "disk_hits", b"disk_hits", "duplicates", b"duplicates", "ended", b"ended", "evictions", b"evictions", "expired", b"expired", "fetch_failures", b"fetch_failures", "fetched", b"fetched", "l1_bytes", b"l1_bytes", "l1_capacity", b"l1_capacity", "l1_chats", b"l1_chats", "l1_hits", b"l1_hits", "l1_max_bytes", b"l1_max_bytes", "l1_misses", b"l1_misses", "l1_size", b"l1_size", "l1_too_large", b"l1_too_large", "l2_bytes", b"l2_bytes", "l2_capacity", b"l2_capacity", "l2_chats", b"l2_chats", "l2_hits", b"l2_hits", "l2_max_bytes", b"l2_max_bytes", "l2_misses", b"l2_misses", "l2_size", b"l2_size", "l2_too_large", b"l2_too_large", "promotions", b"promotions", "server_id", b"server_id", "total_requests", b"total_requests", "unwritten", b"unwritten"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -280,3 +338,137 @@ class HealthResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HealthResponse: _TypeAlias = HealthResponse  # noqa: Y015
+
+@_typing.final
+class EndChatRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAT_ID_FIELD_NUMBER: _builtins.int
+    chat_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        chat_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_id", b"chat_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndChatRequest: _TypeAlias = EndChatRequest  # noqa: Y015
+
+@_typing.final
+class EndChatResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUCCESS_FIELD_NUMBER: _builtins.int
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
+    MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
+    success: _builtins.bool
+    """false: error_message names the peers that were not reached; here it is freed"""
+    server_id: _builtins.str
+    error_message: _builtins.str
+    message_count: _builtins.int
+    """messages the session had; 0: there was none"""
+    def __init__(
+        self,
+        *,
+        success: _builtins.bool = ...,
+        server_id: _builtins.str = ...,
+        error_message: _builtins.str = ...,
+        message_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_message", b"error_message", "message_count", b"message_count", "server_id", b"server_id", "success", b"success"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndChatResponse: _TypeAlias = EndChatResponse  # noqa: Y015
+
+@_typing.final
+class FetchSessionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAT_ID_FIELD_NUMBER: _builtins.int
+    HAVE_LENGTH_FIELD_NUMBER: _builtins.int
+    HAVE_MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    chat_id: _builtins.str
+    have_length: _builtins.int
+    """The last message the asking server has, so that it gets only what comes after, if the sessions agree up to there."""
+    have_message_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        chat_id: _builtins.str = ...,
+        have_length: _builtins.int = ...,
+        have_message_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_id", b"chat_id", "have_length", b"have_length", "have_message_id", b"have_message_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchSessionRequest: _TypeAlias = FetchSessionRequest  # noqa: Y015
+
+@_typing.final
+class SessionPart(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    after: _builtins.int
+    """how many messages come before these"""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredMessage]:
+        """oldest first"""
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___StoredMessage] | None = ...,
+        after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionPart: _TypeAlias = SessionPart  # noqa: Y015
+
+@_typing.final
+class StoredMessage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    SENDER_ID_FIELD_NUMBER: _builtins.int
+    TIMESTAMP_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    REPLY_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    sender_id: _builtins.str
+    timestamp: _builtins.int
+    message_id: _builtins.str
+    reply: _builtins.str
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        sender_id: _builtins.str = ...,
+        timestamp: _builtins.int = ...,
+        message_id: _builtins.str = ...,
+        reply: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reply", b"_reply", "reply", b"reply"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reply", b"_reply", "message_id", b"message_id", "reply", b"reply", "sender_id", b"sender_id", "text", b"text", "timestamp", b"timestamp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__reply: _TypeAlias = _typing.Literal["reply"]  # noqa: Y015
+    _WhichOneofArgType__reply: _TypeAlias = _typing.Literal["_reply", b"_reply"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reply) -> _WhichOneofReturnType__reply | None: ...
+
+Global___StoredMessage: _TypeAlias = StoredMessage  # noqa: Y015

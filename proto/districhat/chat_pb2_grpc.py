@@ -59,6 +59,16 @@ class ChatServiceStub:
                 request_serializer=districhat_dot_chat__pb2.ChatRequest.SerializeToString,
                 response_deserializer=districhat_dot_chat__pb2.ChatResponse.FromString,
                 _registered_method=True)
+        self.EndChat = channel.unary_unary(
+                '/chat.ChatService/EndChat',
+                request_serializer=districhat_dot_chat__pb2.EndChatRequest.SerializeToString,
+                response_deserializer=districhat_dot_chat__pb2.EndChatResponse.FromString,
+                _registered_method=True)
+        self.FetchSession = channel.unary_stream(
+                '/chat.ChatService/FetchSession',
+                request_serializer=districhat_dot_chat__pb2.FetchSessionRequest.SerializeToString,
+                response_deserializer=districhat_dot_chat__pb2.SessionPart.FromString,
+                _registered_method=True)
 
 
 class ChatServiceServicer:
@@ -100,6 +110,21 @@ class ChatServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EndChat(self, request, context):
+        """Addition: ends a session. It is freed in memory, in the store, and at the peers the server is configured with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchSession(self, request, context):
+        """Addition, from server to server: the messages of a session whose chat has moved. Only for configured peers, which
+        say who they are in the metadata x-districhat-peer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ChatServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -127,6 +152,16 @@ def add_ChatServiceServicer_to_server(servicer, server):
                     servicer.Chat,
                     request_deserializer=districhat_dot_chat__pb2.ChatRequest.FromString,
                     response_serializer=districhat_dot_chat__pb2.ChatResponse.SerializeToString,
+            ),
+            'EndChat': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndChat,
+                    request_deserializer=districhat_dot_chat__pb2.EndChatRequest.FromString,
+                    response_serializer=districhat_dot_chat__pb2.EndChatResponse.SerializeToString,
+            ),
+            'FetchSession': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchSession,
+                    request_deserializer=districhat_dot_chat__pb2.FetchSessionRequest.FromString,
+                    response_serializer=districhat_dot_chat__pb2.SessionPart.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -264,6 +299,60 @@ class ChatService:
             '/chat.ChatService/Chat',
             districhat_dot_chat__pb2.ChatRequest.SerializeToString,
             districhat_dot_chat__pb2.ChatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndChat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chat.ChatService/EndChat',
+            districhat_dot_chat__pb2.EndChatRequest.SerializeToString,
+            districhat_dot_chat__pb2.EndChatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/chat.ChatService/FetchSession',
+            districhat_dot_chat__pb2.FetchSessionRequest.SerializeToString,
+            districhat_dot_chat__pb2.SessionPart.FromString,
             options,
             channel_credentials,
             insecure,

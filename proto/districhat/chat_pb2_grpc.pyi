@@ -47,6 +47,12 @@ class ChatServiceStub:
     """Addition: a conversation on one stream; each request is answered by one response, in order.
     The chat_id of the first message decides the server for the whole stream.
     """
+    EndChat: _grpc.UnaryUnaryMultiCallable[_chat_pb2.EndChatRequest, _chat_pb2.EndChatResponse]
+    """Addition: ends a session. It is freed in memory, in the store, and at the peers the server is configured with."""
+    FetchSession: _grpc.UnaryStreamMultiCallable[_chat_pb2.FetchSessionRequest, _chat_pb2.SessionPart]
+    """Addition, from server to server: the messages of a session whose chat has moved. Only for configured peers, which
+    say who they are in the metadata x-districhat-peer.
+    """
 
 @_typing.type_check_only
 class ChatServiceAsyncStub(ChatServiceStub):
@@ -62,6 +68,12 @@ class ChatServiceAsyncStub(ChatServiceStub):
     Chat: _aio.StreamStreamMultiCallable[_chat_pb2.ChatRequest, _chat_pb2.ChatResponse]  # type: ignore[assignment]
     """Addition: a conversation on one stream; each request is answered by one response, in order.
     The chat_id of the first message decides the server for the whole stream.
+    """
+    EndChat: _aio.UnaryUnaryMultiCallable[_chat_pb2.EndChatRequest, _chat_pb2.EndChatResponse]  # type: ignore[assignment]
+    """Addition: ends a session. It is freed in memory, in the store, and at the peers the server is configured with."""
+    FetchSession: _aio.UnaryStreamMultiCallable[_chat_pb2.FetchSessionRequest, _chat_pb2.SessionPart]  # type: ignore[assignment]
+    """Addition, from server to server: the messages of a session whose chat has moved. Only for configured peers, which
+    say who they are in the metadata x-districhat-peer.
     """
 
 class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -105,6 +117,24 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_chat_pb2.ChatResponse], _abc.AsyncIterator[_chat_pb2.ChatResponse]]:
         """Addition: a conversation on one stream; each request is answered by one response, in order.
         The chat_id of the first message decides the server for the whole stream.
+        """
+
+    @_abc_1.abstractmethod
+    def EndChat(
+        self,
+        request: _chat_pb2.EndChatRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.EndChatResponse, _abc.Awaitable[_chat_pb2.EndChatResponse]]:
+        """Addition: ends a session. It is freed in memory, in the store, and at the peers the server is configured with."""
+
+    @_abc_1.abstractmethod
+    def FetchSession(
+        self,
+        request: _chat_pb2.FetchSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_chat_pb2.SessionPart], _abc.AsyncIterator[_chat_pb2.SessionPart]]:
+        """Addition, from server to server: the messages of a session whose chat has moved. Only for configured peers, which
+        say who they are in the metadata x-districhat-peer.
         """
 
 def add_ChatServiceServicer_to_server(servicer: ChatServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

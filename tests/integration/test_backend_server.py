@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from backend.errors import ConfigError, EngineError
-from tests.support.backend_server import GatedEngine, backend_process, chat_stub, serving
+from tests.support.backend_server import GatedEngine, TestEngine, backend_process, chat_stub, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -65,8 +65,14 @@ async def test_locations_and_statistics_follow_the_levels() -> None:
             for chat in "abcdbba"
         ]
         assert locations == [*["CACHE_MISS"] * 4, "CACHE_L2", "CACHE_L1", "CACHE_DISK"]
-        assert await stub.GetCacheStats(chat_pb2.StatsRequest()) == chat_pb2.StatsResponse(
+        statistics = await stub.GetCacheStats(chat_pb2.StatsRequest())
+        assert 2 * statistics.l1_bytes == statistics.l2_bytes > 0
+        assert statistics == chat_pb2.StatsResponse(
             server_id="Server-A",
+            l1_bytes=statistics.l1_bytes,
+            l2_bytes=statistics.l2_bytes,
+            l1_misses=6,
+            l2_misses=5,
             l1_size=1,
             l1_capacity=1,
             l2_size=2,
@@ -162,7 +168,7 @@ async def test_a_chat_id_of_4_kib_is_served() -> None:
 
 
 async def test_an_engine_without_a_reply_is_internal_and_the_message_stays() -> None:
-    class SilentEngine:
+    class SilentEngine(TestEngine):
         async def reply(self, session: Session, message: Message) -> AsyncIterator[str]:
             if session.length:
                 raise EngineError("no words")

@@ -24,18 +24,34 @@ if TYPE_CHECKING:
     from backend.session import Message, Session
 
 
-class GatedEngine:
-    """Replies "one two", the second token only once `gate` is set. `started` is released when a reply begins."""
+class TestEngine:
+    """What engines of tests have in common."""
+
+    __test__ = False
+    keeps_replies = False
+
+    async def close(self) -> None:
+        pass
+
+
+class GatedEngine(TestEngine):
+    """Replies "one two", the second token only once `gate` is set. `started` is released when a reply begins, and
+    `stopped` when it ends, wanted or not.
+    """
 
     def __init__(self) -> None:
         self.started = asyncio.Semaphore(0)
+        self.stopped = asyncio.Semaphore(0)
         self.gate = asyncio.Event()
 
     async def reply(self, session: Session, message: Message) -> AsyncIterator[str]:
         self.started.release()
-        yield "one"
-        await self.gate.wait()
-        yield " two"
+        try:
+            yield "one"
+            await self.gate.wait()
+            yield " two"
+        finally:
+            self.stopped.release()
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from backend.cache.hierarchical import CacheStatistics, HierarchicalCache
 from backend.cache.levels import CacheLevel
 from backend.errors import ContentionError, StoreError
-from backend.session import Message, Session
+from backend.session import Message, Version
 from backend.store.base import Appended, AppendResult, Conflict
 from backend.store.memory import MemoryStore
 
@@ -28,13 +28,13 @@ class GatedStore(MemoryStore):
         self.failure: Exception | None = None
         self.fail_after_writing = False
 
-    async def append(self, chat_id: str, message: Message, *, expected_length: int) -> AppendResult:
+    async def append(self, chat_id: str, message: Message, *, expected: Version) -> AppendResult:
         if chat_id in self.gates:
             self.waiting.set()
             await self.gates[chat_id].wait()
         if self.failure and not self.fail_after_writing:
             raise self.failure
-        result = await super().append(chat_id, message, expected_length=expected_length)
+        result = await super().append(chat_id, message, expected=expected)
         if self.failure:
             raise self.failure
         return result
@@ -62,12 +62,12 @@ def test_every_request_finds_its_session_where_the_contract_says(
             else:
                 expected = DISK if lengths[chat] else MISS
             lengths[chat] += adds
-            session, level = await (cache.add_message(chat, Message("x")) if adds else cache.get_or_create(chat))
+            session, level = (await (cache.add_message(chat, Message("x")) if adds else cache.get_or_create(chat)))[:2]
             assert (session.length, level) == (lengths[chat], expected)
             found[level] += 1
             recency = [chat, *(other for other in recency if other != chat)]
-            assert cache.l1_chats() == recency[:l1_capacity]
-            assert cache.l2_chats() == recency[l1_capacity : l1_capacity + l2_capacity]
+            assert cache.levels.l1.chats() == recency[:l1_capacity]
+            assert cache.levels.l2.chats() == recency[l1_capacity : l1_capacity + l2_capacity]
         statistics = cache.statistics()
         assert (statistics.l1_hits, statistics.l2_hits, statistics.disk_hits, statistics.misses) == (
             found[L1],
@@ -85,15 +85,26 @@ async def test_sessions_go_down_the_levels_and_come_back() -> None:
     levels = [(await cache.add_message(chat, Message("x")))[1] for chat in "abcaab"]
     assert levels == [MISS, MISS, MISS, DISK, L1, DISK]
     assert cache.statistics() == CacheStatistics(
-        l1_hits=1, l2_hits=0, disk_hits=2, misses=3, demotions=4, promotions=0, evictions=3
+        l1_hits=1,
+        l2_hits=0,
+        disk_hits=2,
+        misses=3,
+        demotions=4,
+        promotions=0,
+        evictions=3,
+        duplicates=0,
+        conflicts=0,
+        expired=0,
+        ended=0,
+        unwritten=0,
     )
 
 
 async def test_a_session_holds_its_recent_messages_and_the_length_of_all() -> None:
     cache = HierarchicalCache(store=MemoryStore(), recent_messages=2)
     for text in "abc":
-        session, _ = await cache.add_message("chat", Message(text))
-    assert session == Session("chat", 3, (Message("b"), Message("c")))
+        session, _, _ = await cache.add_message("chat", Message(text))
+    assert (session.length, session.recent) == (3, (Message("b"), Message("c")))
 
 
 async def test_messages_of_one_chat_are_applied_in_the_order_they_came() -> None:
@@ -118,7 +129,7 @@ async def test_a_chat_does_not_wait_for_another() -> None:
         await cache.add_message("fast", Message("x"))
         assert not slow.done()
         gate.set()
-    assert cache.l1_chats() == ["slow", "fast"]
+    assert cache.levels.l1.chats() == ["slow", "fast"]
 
 
 async def test_locks_of_idle_chats_are_let_go() -> None:
@@ -132,7 +143,7 @@ async def test_a_stale_owner_reads_the_session_again() -> None:
     first, second = HierarchicalCache(store=store), HierarchicalCache(store=store)
     await first.add_message("chat", Message("to first"))
     await second.add_message("chat", Message("to second"))
-    session, level = await first.add_message("chat", Message("to first again"))
+    session, level, _ = await first.add_message("chat", Message("to first again"))
     assert (session.length, level) == (3, DISK)
     assert [message.text for message in session.recent] == ["to first", "to second", "to first again"]
     assert (await first.add_message("chat", Message("x")))[1] is L1
@@ -140,7 +151,7 @@ async def test_a_stale_owner_reads_the_session_again() -> None:
 
 async def test_a_repeated_message_id_gives_the_first_answer() -> None:
     cache = HierarchicalCache(store=MemoryStore())
-    first, _ = await cache.add_message("chat", Message("a", message_id="1"))
+    first, _, _ = await cache.add_message("chat", Message("a", message_id="1"))
     assert (await cache.add_message("chat", Message("a", message_id="1")))[0] == first
     await cache.add_message("chat", Message("b", message_id="2"))
     assert (await cache.add_message("chat", Message("a", message_id="1")))[0] == first
@@ -152,8 +163,8 @@ async def test_a_message_repeated_to_another_server_gives_the_first_answer() -> 
     store = MemoryStore()
     first, second = HierarchicalCache(store=store), HierarchicalCache(store=store)
     await second.add_message("chat", Message("a", message_id="1"))
-    answered, _ = await first.add_message("chat", Message("b", message_id="2"))
-    repeated, level = await second.add_message("chat", Message("b", message_id="2"))
+    answered, _, _ = await first.add_message("chat", Message("b", message_id="2"))
+    repeated, level, _ = await second.add_message("chat", Message("b", message_id="2"))
     assert (repeated, level) == (answered, DISK)
 
 
@@ -165,8 +176,8 @@ async def test_a_failed_append_leaves_nothing_in_memory() -> None:
     with pytest.raises(StoreError, match="lost the answer"):
         await cache.add_message("chat", Message("b"))
     store.failure = None
-    assert cache.l1_chats() == []
-    session, level = await cache.add_message("chat", Message("c"))
+    assert cache.levels.l1.chats() == []
+    session, level, _ = await cache.add_message("chat", Message("c"))
     assert (session.length, level) == (3, DISK)
 
 
@@ -177,7 +188,7 @@ async def test_a_new_session_whose_message_was_refused_is_still_new() -> None:
     with pytest.raises(StoreError):
         await cache.add_message("chat", Message("a"))
     store.failure = None
-    session, level = await cache.add_message("chat", Message("a"))
+    session, level, _ = await cache.add_message("chat", Message("a"))
     assert (session.length, level) == (1, MISS)
     assert cache.statistics().requests == 1
 
@@ -196,11 +207,11 @@ async def test_a_cancelled_message_does_not_block_or_confuse_its_chat() -> None:
 
 async def test_endless_conflicts_are_an_error() -> None:
     class BusyStore(MemoryStore):
-        async def append(self, chat_id: str, message: Message, *, expected_length: int) -> AppendResult:
-            result = await super().append(chat_id, message, expected_length=expected_length)
-            return Conflict(result.position) if isinstance(result, Appended) else result
+        async def append(self, chat_id: str, message: Message, *, expected: Version) -> AppendResult:
+            result = await super().append(chat_id, message, expected=expected)
+            return Conflict(Version(result.epoch, result.position)) if isinstance(result, Appended) else result
 
     cache = HierarchicalCache(store=BusyStore())
     with pytest.raises(ContentionError):
         await cache.add_message("chat", Message("a"))
-    assert cache.l1_chats() == []
+    assert cache.levels.l1.chats() == []

@@ -64,7 +64,10 @@ def test_settings_do_not_change() -> None:
         ("cache = 5", ["cache: must be a table, not 5"]),
         ("[drain]\ngrace = inf", ["drain.grace: should be a finite number, not inf"]),
         ("[store]\nsynchronous = 'off'", ["store.synchronous: should be 'normal' or 'full', not 'off'"]),
-        ("[store]\nurl = 'redis://x'", ["store.url: must be memory: or sqlite:///PATH, not 'redis://x'"]),
+        (
+            "[store]\nurl = 'mysql://x'",
+            ["store.url: must be memory:, sqlite:///PATH or redis://HOST:PORT/DB, not 'mysql://x'"],
+        ),
         ("id = ''", [r"id: String should match pattern '^\S+$', not ''"]),
         (
             "address = 'nowhere'",
