@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Final
 from proxy.forwarding.failback import DisplacedChats
 from proxy.forwarding.forwarder import Forwarder
 from proxy.forwarding.headers import RequestHeads
+from proxy.forwarding.limits import LimitWatch
 from proxy.forwarding.own_health import OwnHealth
 from proxy.forwarding.request_ids import request_ids
 from proxy.forwarding.routes import RouteTable
-from proxy.http2 import Limits, Outbox
+from proxy.http2 import Backlog, Limits, Outbox
 from proxy.transport.deadline_timer import DeadlineTimer
 from proxy.transport.listener import Listener
 from proxy.transport.pool import UpstreamPool
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from proxy.cluster.outlier import OutlierDetector
     from proxy.settings import Settings
     from proxy.transport.reactor import Handle, Reactor
-    from proxy.transport.settings import ListenerSettings, UpstreamSettings
+    from proxy.transport.settings import UpstreamSettings
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,10 @@ class DataPlane:
         self._reactor = reactor
         self.cluster = cluster
         self.detector = detector
-        self.outbox = Outbox(reactor.call_soon)
+        self.watch = LimitWatch(reactor.now, log.warning)
+        limits = settings.limits
+        self.backlog = Backlog(limits.max_buffered_per_connection, limits.max_buffered, self.watch.exceeded)
+        self.outbox = Outbox(reactor.call_soon, self.backlog)
         self.pools: dict[Endpoint, UpstreamPool] = {}
         """Also those of removed endpoints, until the last of their calls is over."""
         self._reaper: Handle | None = None
@@ -68,18 +72,13 @@ class DataPlane:
             detector,
             self.displaced,
             self.own_health,
+            self.watch,
             retry=settings.retry,
-            limits=settings.limits,
+            limits=limits,
             max_first_message=listener.max_first_message,
             request_ids=request_ids(reactor.random),
         )
-        self.listener = Listener(
-            self.forwarder,
-            limits_of_clients(listener),
-            reactor,
-            self.outbox,
-            first_message_timeout=listener.first_message_timeout,
-        )
+        self.listener = Listener(self.forwarder, listener, reactor, self.outbox)
         self._add_pools(cluster.snapshot, settings.upstream)
 
     async def open(self, address: Address, inherited: Sequence[socket.socket] = ()) -> Address:
@@ -114,8 +113,8 @@ class DataPlane:
         listener = settings.listener
         self.forwarder.configure(request_heads(settings), settings.retry, settings.limits, listener.max_first_message)
         self.displaced.configure(settings.failback)
-        self.listener.limits = limits_of_clients(listener)
-        self.listener.first_message_timeout = listener.first_message_timeout
+        self.listener.configure(listener)
+        self.backlog.configure(settings.limits.max_buffered_per_connection, settings.limits.max_buffered)
         present = set(self.cluster.snapshot)
         for endpoint, pool in self.pools.items():
             pool.settings = settings.upstream
@@ -173,16 +172,12 @@ class DataPlane:
 
 def request_heads(settings: Settings) -> RequestHeads:
     """The rules by which request headers are read."""
-    return RequestHeads(RouteTable(settings.routes), own_health=settings.listener.health == "own")
-
-
-def limits_of_clients(settings: ListenerSettings) -> Limits:
-    """What a client's connection may ask of us."""
-    return Limits(
-        settings.max_concurrent_streams,
-        settings.stream_window,
-        settings.max_header_list_size,
-        settings.max_header_count,
+    listener = settings.listener
+    return RequestHeads(
+        RouteTable(settings.routes),
+        own_health=listener.health == "own",
+        max_size=listener.max_header_list_size,
+        max_count=listener.max_header_count,
     )
 
 

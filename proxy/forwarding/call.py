@@ -139,10 +139,10 @@ class Call:
         head = self.head
         self.request_ended = end_stream
         if head.rejection:
-            self._reply(head.rejection)
+            self._reject(head)
             return
         if forwarder.active > forwarder.max_calls:
-            self._turn_away(Status.UNAVAILABLE, f"the proxy has {forwarder.max_calls} calls under way")
+            self._turn_away("calls", Status.UNAVAILABLE, f"the proxy has {forwarder.max_calls} calls under way")
             return
         timeout = head.route.timeout
         if self.client_timeout is not None:
@@ -189,13 +189,13 @@ class Call:
         self.buffered += len(data)
         if not self.routed:
             self._look_for_key(data, end_stream=end_stream)
+        elif self.buffered > self.forwarder.small_buffer:
+            self._hoard("its server")
 
-    def swept(self, limit: int) -> None:
-        """Called now and then. A call that is seen `limit` times before its first message was complete ends."""
-        if not self.routed:
-            self.sweeps += 1
-            if self.sweeps >= limit:
-                self.refuse(Status.DEADLINE_EXCEEDED, "the first message did not come in time")
+    def swept(self, limit: int) -> bool:
+        """Called now and then while the key is not known. Whether that was the `limit`th time."""
+        self.sweeps += 1
+        return self.sweeps >= limit
 
     def request_trailers(self) -> None:
         """The request ended with trailers. gRPC has none (Request -> Request-Headers *Length-Prefixed-Message EOS), so
@@ -224,6 +224,8 @@ class Call:
                 self.first_message = FirstMessage(path, self.head.encoding, self.forwarder.max_first_message)
             found = self.first_message.feed(data, end_stream)
         except CallRejected as rejected:
+            if rejected.status is Status.RESOURCE_EXHAUSTED:
+                self._exceeded("first_message_bytes", rejected.message)
             # gRPC "Compression": UNIMPLEMENTED for an unknown encoding says which ones are known.
             known = [ACCEPT_ENCODING] if rejected.status is Status.UNIMPLEMENTED else []
             self._reply([*trailers_only(rejected.status, str(rejected)), *known])
@@ -231,11 +233,7 @@ class Call:
         if found is PENDING:
             # The key may come after more than a window of bytes: they count as taken, under the limits of the message
             # and of all calls.
-            self.forwarder.kept += self.buffered - self.kept
-            self.kept = self.buffered
-            if self.forwarder.kept > self.forwarder.retry.replay_buffer_total:
-                self._turn_away(Status.RESOURCE_EXHAUSTED, "too many bytes of first messages wait for their key")
-            else:
+            if self._hoard("its key"):
                 self.pay_request(self.request_unacked)
         elif found is ABSENT:
             self._route(b"")
@@ -282,7 +280,8 @@ class Call:
         """Give the call to one server's pool, which attaches it to a connection, parks it, or fails the attempt."""
         forwarder = self.forwarder
         if endpoint.active >= forwarder.max_calls_per_endpoint:
-            self._turn_away(Status.RESOURCE_EXHAUSTED, f"{endpoint.id} has {endpoint.active} calls under way")
+            why = f"{endpoint.id} has {endpoint.active} calls under way"
+            self._turn_away("calls_per_endpoint", Status.RESOURCE_EXHAUSTED, why)
             return
         self.endpoint = endpoint
         endpoint.active += 1
@@ -324,7 +323,7 @@ class Call:
         under_way = calls.get(key, 0)
         if under_way >= limit:
             self.key = b""  # not counted, so not to be given back
-            self._turn_away(Status.RESOURCE_EXHAUSTED, f"this chat has {limit} calls under way")
+            self._turn_away("calls_per_chat", Status.RESOURCE_EXHAUSTED, f"this chat has {limit} calls under way")
             return True
         calls[key] = under_way + 1
         return False
@@ -342,7 +341,9 @@ class Call:
         """
         if self.head.size > up.max_header_list:
             # Sent all the same, it would end the server's connection, and everybody's calls with it.
-            self.refuse(Status.RESOURCE_EXHAUSTED, f"the server takes {up.max_header_list} bytes of metadata at most")
+            why = f"the server takes {up.max_header_list} bytes of metadata at most"
+            self._exceeded("metadata_for_server", why)
+            self.refuse(Status.RESOURCE_EXHAUSTED, why)
             return
         engine = up.engine
         buffer = self.buffer
@@ -383,7 +384,7 @@ class Call:
             self.refuse(status, f"{endpoint.id}: {why}")
             return
         if outcome is Outcome.OVERLOADED:
-            self._turn_away(status, f"{endpoint.id}: {why}")
+            self._turn_away("waiting_calls", status, f"{endpoint.id}: {why}")
             return
         if outcome is Outcome.UNPROCESSED and endpoint.available and self._resubmit_once():
             # Its GOAWAY may only mean a new connection (nginx after 1,000 requests): the chat stays with its server.
@@ -576,10 +577,21 @@ class Call:
             finally:
                 self._end()
 
-    def shut_down(self) -> None:
-        """The proxy ends and cannot wait for this call."""
+    def shut_down(self, why: str = "the proxy is shutting down") -> None:
+        """The proxy, or the client's connection, ends and cannot wait for this call."""
         self._abandon(ErrorCode.CANCEL)
-        self.refuse(Status.UNAVAILABLE, "the proxy is shutting down")
+        self.refuse(Status.UNAVAILABLE, why)
+
+    def drop(self, code: ErrorCode) -> None:
+        """The client does not take its bytes: free both sides. The client gets `code`, as trailers would wait too."""
+        self._abandon(ErrorCode.CANCEL)
+        self.down.reset(self.sid, code)
+        self._end()
+
+    def overrun(self, why: str) -> None:
+        """The server does not take its bytes, and they have become too many."""
+        self._abandon(ErrorCode.CANCEL)
+        self.refuse(Status.RESOURCE_EXHAUSTED, why)
 
     # From the clock.
 
@@ -614,10 +626,19 @@ class Call:
         else:
             self._reply(trailers_only(status, message))
 
-    def _turn_away(self, status: Status, message: str) -> None:
-        """End the call because there is too much to do, and tell the client when to come back."""
+    def _reject(self, head: RequestHead) -> None:
+        if head.rejection_limit:
+            self._exceeded(head.rejection_limit, "too much metadata")
+        self._reply(head.rejection)
+
+    def _turn_away(self, limit: str, status: Status, message: str) -> None:
+        """End the call because of a limit on what is to do, and tell the client when to come back."""
+        self._exceeded(limit, message)
         pushback = b"%d" % round(self.forwarder.limits.pushback * 1000)
         self._reply([*trailers_only(status, message), (PUSHBACK, pushback)])
+
+    def _exceeded(self, limit: str, message: str) -> None:
+        self.forwarder.watch.exceeded(limit, f"client {self.down.address or 'unknown'}: {message}")
 
     def respond(self, message: bytes, *, last: bool) -> None:
         """Answer the call ourselves, with a length-prefixed message. `last`: and with OK."""
@@ -667,7 +688,6 @@ class Call:
         self.done = True
         forwarder = self.forwarder
         forwarder.active -= 1
-        self.down.calls.pop(self.sid, None)
         if self.up is not None:
             self.up.calls.pop(self.up_sid, None)
         if self.endpoint is not None:
@@ -720,16 +740,36 @@ class Call:
 
     def trim_replay(self) -> None:
         """The request has been written: keep it for a replay only as long as it is short enough, and there is room."""
-        forwarder = self.forwarder
-        retry = forwarder.retry
-        forwarder.kept += self.buffered - self.kept
-        self.kept = self.buffered
-        if self.buffered > retry.replay_buffer or forwarder.kept > retry.replay_buffer_total:
+        self._count()
+        if self.buffered > self.forwarder.retry.replay_buffer or self._is_too_much():
             self.buffer = None
             self._uncount()
 
+    def _hoard(self, what: str) -> bool:
+        """The request waits here for `what`. Returns False, with the call turned away, if too many bytes do."""
+        self._count()
+        # Small ones are bounded by the number of calls: whoever hoards does not keep them from their way.
+        if self.buffered <= self.forwarder.small_buffer or not self._is_too_much():
+            return True
+        self._turn_away("request_bytes", Status.RESOURCE_EXHAUSTED, f"too many bytes of requests wait for {what}")
+        return False
+
+    def _is_too_much(self) -> bool:
+        forwarder = self.forwarder
+        return (
+            forwarder.kept > forwarder.retry.replay_buffer_total
+            or self.down.kept > forwarder.limits.max_buffered_per_connection
+        )
+
+    def _count(self) -> None:
+        more = self.buffered - self.kept
+        self.kept += more
+        self.forwarder.kept += more
+        self.down.kept += more
+
     def _uncount(self) -> None:
         self.forwarder.kept -= self.kept
+        self.down.kept -= self.kept
         self.kept = 0
 
     def _request_headers(self) -> Headers:

@@ -11,6 +11,7 @@ from proxy.cluster.outlier import OutlierDetector
 from proxy.forwarding.deadlines import DeadlineWheel
 from proxy.forwarding.failback import DisplacedChats
 from proxy.forwarding.headers import RequestHeads
+from proxy.forwarding.limits import LimitWatch
 from proxy.forwarding.own_health import OwnHealth
 from proxy.forwarding.retry import RetryBudget
 from proxy.forwarding.settings import LimitSettings, RetrySettings
@@ -75,6 +76,7 @@ class Forwarder:
         "request_ids",
         "retry",
         "small_buffer",
+        "watch",
     )
 
     def __init__(
@@ -87,6 +89,7 @@ class Forwarder:
         detector: OutlierDetector,
         displaced: DisplacedChats,
         own_health: OwnHealth,
+        watch: LimitWatch,
         *,
         retry: RetrySettings,
         limits: LimitSettings,
@@ -101,6 +104,7 @@ class Forwarder:
         self.detector = detector
         self.displaced = displaced
         self.own_health = own_health
+        self.watch = watch
         self.request_ids = request_ids
         self.budget = RetryBudget(retry)
         self.active = 0

@@ -6,10 +6,12 @@ without its `grpc-timeout`, which many clients make different for every call.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from proxy.forwarding.routes import Route, RouteTable
 from proxy.forwarding.settings import KeySource, RouteSettings
+from proxy.grpc_wire.fields import DEFAULT_MAX_KEY
 from proxy.grpc_wire.status import Status, trailers_only
 from proxy.grpc_wire.timeout import format_timeout
 from proxy.http2 import Header
@@ -18,6 +20,7 @@ GRPC_TIMEOUT: Final = b"grpc-timeout"
 PREVIOUS_ATTEMPTS: Final = b"grpc-previous-rpc-attempts"  # gRFC A6
 PUSHBACK: Final = b"grpc-retry-pushback-ms"  # gRFC A6
 REQUEST_ID: Final = b"x-request-id"
+TE_TRAILERS: Final = (b"te", b"trailers")
 INTERNAL_PREFIX: Final = b"x-districhat-"
 """Metadata that only the proxy may write; from a client it is dropped."""
 ADDED: Final = 3 * 32 + 128
@@ -44,6 +47,7 @@ class RequestHead:
         "key",
         "previous_attempts",
         "rejection",
+        "rejection_limit",
         "route",
         "size",
         "wants_request_id",
@@ -62,6 +66,8 @@ class RequestHead:
         """What the list counts for at a server (RFC 9113, 6.5.2: 32 bytes a field), with what we may add to it."""
         self.rejection = rejection
         """If not empty: answer with these headers and END_STREAM instead of forwarding."""
+        self.rejection_limit = ""
+        """The limit that it broke, if that is why."""
         self.health: str | None = None
         """The method, if this is `grpc.health.v1.Health` and the proxy answers for itself."""
         self.wants_request_id = route.with_id and REQUEST_ID not in fields
@@ -77,12 +83,16 @@ class RequestHead:
 class RequestHeads:
     """The memo of header lists, on top of the rules that fill it."""
 
-    __slots__ = ("_own_health", "_routes", "memo")
+    __slots__ = ("_max_count", "_max_size", "_own_health", "_routes", "memo")
 
-    def __init__(self, routes: RouteTable, *, own_health: bool) -> None:
-        """`own_health`: the proxy answers `grpc.health.v1.Health` itself for the empty service name."""
+    def __init__(self, routes: RouteTable, *, own_health: bool, max_size: int, max_count: int) -> None:
+        """`own_health`: the proxy answers `grpc.health.v1.Health` itself for the empty service name. `max_size` bytes
+        (32 a field included, RFC 9113, 6.5.2) and `max_count` fields are what a list may have.
+        """
         self._routes = routes
         self._own_health = own_health
+        self._max_size = max_size
+        self._max_count = max_count
         self.memo: dict[Headers, RequestHead] = {}
         """What is remembered. Hot callers look here themselves before they call `find`."""
 
@@ -105,11 +115,60 @@ class RequestHeads:
         forwarded = tuple(
             header for header in headers if not header[0].startswith(INTERNAL_PREFIX) and header[0] != GRPC_TIMEOUT
         )
-        if not (self._own_health and path.startswith(HEALTH_PREFIX)):
-            return RequestHead(forwarded, route, fields, _rejection(fields, path))
-        head = RequestHead(forwarded, HEALTH_ROUTE, fields, _rejection(fields, path))
-        head.health = path[len(HEALTH_PREFIX) :]
+        if b"te" not in fields:
+            # gRPC over HTTP/2, "Requests": TE "is used to detect incompatible proxies"; servers may insist on it.
+            forwarded = (*forwarded, TE_TRAILERS)
+        own = self._own_health and path.startswith(HEALTH_PREFIX)
+        head = RequestHead(forwarded, HEALTH_ROUTE if own else route, fields, _rejection(fields, path))
+        if own:
+            head.health = path[len(HEALTH_PREFIX) :]
+        if not head.rejection:
+            problem = _malformed(headers, fields) or (
+                f"the key has {len(head.key)} bytes, more than {DEFAULT_MAX_KEY}"
+                if len(head.key) > DEFAULT_MAX_KEY
+                else ""
+            )
+            if problem:
+                head.rejection = tuple(trailers_only(Status.INVALID_ARGUMENT, problem))
+        self._limit(head, headers)
         return head
+
+    def _limit(self, head: RequestHead, headers: Headers) -> None:
+        size = sum(len(name) + len(value) + 32 for name, value in headers)
+        if size > self._max_size:
+            problem = f"the call has {size} bytes of metadata, more than {self._max_size}"
+        elif len(headers) > self._max_count:
+            problem = f"the call has {len(headers)} fields of metadata, more than {self._max_count}"
+        else:
+            return
+        head.rejection = tuple(trailers_only(Status.RESOURCE_EXHAUSTED, problem))
+        head.rejection_limit = "metadata"
+
+
+# gRPC over HTTP/2, "Custom-Metadata": Header-Name -> 1*( %x30-39 / %x61-7A / "_" / "-" / "." ).
+_NAME = re.compile(rb"[0-9a-z_.-]+").fullmatch
+# Base64 in its usual alphabet, padded or not, several values joined by commas.
+_VALUE = rb"(?:[A-Za-z0-9+/]{4})*+(?:[A-Za-z0-9+/]{2}(?:==)?|[A-Za-z0-9+/]{3}=?)?"
+_BINARY = re.compile(_VALUE + rb"(?:," + _VALUE + rb")*").fullmatch
+
+
+def _malformed(headers: Headers, fields: dict[bytes, bytes]) -> str:
+    """What no gRPC client sends, and what a server may answer by ending the connection that all clients share
+    (CVE-2023-32732); or what two readers may understand differently. Empty: nothing.
+    """
+    if fields.get(b":scheme") not in (b"http", b"https"):
+        return "the :scheme is neither http nor https"
+    host = fields.get(b"host")
+    if host is not None and host != fields.get(b":authority", host):
+        return ":authority and host disagree"  # RFC 9113, 8.3.1
+    for name, value in headers:
+        if name[:1] == b":":
+            continue
+        if not _NAME(name):
+            return f"malformed metadata name {name[:64]!r}"
+        if name.endswith(b"-bin") and not _BINARY(value):
+            return f"the value of {name[:64].decode()} is not base64"
+    return ""
 
 
 def _rejection(fields: dict[bytes, bytes], path: str) -> Headers:

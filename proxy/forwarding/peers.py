@@ -16,8 +16,10 @@ class Downstream(Protocol):
     engine: Engine
     dirty: bool
     closed: bool
-    calls: dict[int, Call]
     owed: list[Call]
+    address: str | None
+    kept: int
+    unreleased: int
 
     def mark_dirty(self) -> None:
         """There is something to send."""
@@ -46,3 +48,6 @@ class Upstream(Protocol):
 
     def reset(self, stream_id: int, code: int) -> None:
         """Reset the stream at once; queued data is dropped. Nothing happens if it is gone."""
+
+    def release(self, call: Call) -> None:
+        """Count the stream of `call`, which its client has reset, until the server has been told."""

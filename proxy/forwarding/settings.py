@@ -140,5 +140,11 @@ class LimitSettings(BaseModel):
     """Calls that one server has or that wait for it; more fail with RESOURCE_EXHAUSTED: no chat moves for that."""
     max_calls_per_chat: int = Field(default=0, ge=0)
     """Calls under way with the same key; more fail with RESOURCE_EXHAUSTED. 0: no limit."""
+    max_buffered_per_connection: int = Field(default=33_554_432, ge=65_536)
+    """Bytes that may wait for one peer, client or server, which does not take them, and bytes of requests kept for the
+    calls of one client. Beyond it the calls with most bytes end with RESOURCE_EXHAUSTED; a peer that reads nothing at
+    all loses its connection."""
+    max_buffered: int = Field(default=268_435_456, ge=65_536)
+    """Bytes that may wait for all peers together; beyond it the connection with most bytes loses calls."""
     pushback: float = Field(default=1.0, ge=0, le=3600)
     """Seconds that a refused client is told to wait before it tries again (`grpc-retry-pushback-ms`, gRFC A6)."""

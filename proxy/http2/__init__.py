@@ -1,6 +1,7 @@
 """HTTP/2 without I/O. The only package that knows the engine (ngh2, which is libnghttp2).
 
 engine      roles, limits, windows
+limits      buckets, the backlog of bytes, the error that ends a connection
 connection  bytes in, handler calls out, one write per event-loop pass
 outbox      which connections have something to say
 """
@@ -19,6 +20,7 @@ from ngh2 import (
     RequestReceived,
     ResponseReceived,
     Setting,
+    SettingsAcknowledged,
     SettingsReceived,
     StreamClosed,
     StreamUnavailableError,
@@ -27,11 +29,23 @@ from ngh2 import (
 from ngh2 import NGH2Error as EngineError
 
 from proxy.http2.connection import Http2Connection, Wire
-from proxy.http2.engine import MAX_STREAM_ID, Engine, Limits, client_engine, goaway_frame, server_engine
+from proxy.http2.engine import (
+    EMPTY_SETTINGS,
+    MAX_STREAM_ID,
+    Engine,
+    Limits,
+    client_engine,
+    code_of,
+    goaway_frame,
+    server_engine,
+)
+from proxy.http2.limits import Backlog, LimitExceeded, TokenBucket
 from proxy.http2.outbox import Outbox
 
 __all__ = [
+    "EMPTY_SETTINGS",
     "MAX_STREAM_ID",
+    "Backlog",
     "ConnectionClosed",
     "ConnectionClosingError",
     "DataReceived",
@@ -42,6 +56,7 @@ __all__ = [
     "GoAwayReceived",
     "Header",
     "Http2Connection",
+    "LimitExceeded",
     "Limits",
     "NeverIndexedHeader",
     "NoAvailableStreamIDError",
@@ -50,12 +65,15 @@ __all__ = [
     "RequestReceived",
     "ResponseReceived",
     "Setting",
+    "SettingsAcknowledged",
     "SettingsReceived",
     "StreamClosed",
     "StreamUnavailableError",
+    "TokenBucket",
     "TrailersReceived",
     "Wire",
     "client_engine",
+    "code_of",
     "goaway_frame",
     "server_engine",
 ]

@@ -10,7 +10,7 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from ngh2 import (
     ConnectionClosed,
@@ -22,6 +22,7 @@ from ngh2 import (
     PingAcknowledged,
     RequestReceived,
     ResponseReceived,
+    SettingsAcknowledged,
     SettingsReceived,
     StreamClosed,
     StreamUnavailableError,
@@ -29,6 +30,7 @@ from ngh2 import (
 )
 
 from proxy.http2.engine import Engine
+from proxy.http2.limits import LimitExceeded
 from proxy.http2.outbox import Outbox
 
 EVENTS: dict[str, type[Event]] = {
@@ -39,11 +41,17 @@ EVENTS: dict[str, type[Event]] = {
     "on_stream_closed": StreamClosed,
     "on_settings": SettingsReceived,
     "on_goaway": GoAwayReceived,
+    "on_settings_acknowledged": SettingsAcknowledged,
     "on_ping_acknowledged": PingAcknowledged,
     "on_connection_closed": ConnectionClosed,
 }
 """Name of a handler method -> the engine's event it takes. Events without a handler are dropped: a received PING and
 SETTINGS are answered by the engine, a 1xx response is not the response, a reset also arrives as StreamClosed."""
+
+
+AHEAD: Final = 1024
+AHEAD_PIECES: Final = 64
+"""Bytes of a piece, and pieces, written at most to a transport that is full."""
 
 
 class Wire(Protocol):
@@ -58,11 +66,30 @@ class Wire(Protocol):
     def abort(self) -> None:
         """Close now."""
 
+    def get_extra_info(self, name: str) -> Any:
+        """What asyncio.BaseTransport knows by that name, or None."""
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes written that have not left."""
+
 
 class Http2Connection:
     """The engine, its output and the credit it owes. Subclasses define the handlers named in `EVENTS`."""
 
-    __slots__ = ("closed", "dirty", "engine", "flushed_sid", "last_sid", "outbox", "owed", "paused", "tails", "wire")
+    __slots__ = (
+        "closed",
+        "dirty",
+        "engine",
+        "flushed_sid",
+        "fragments",
+        "last_sid",
+        "outbox",
+        "owed",
+        "paused",
+        "tails",
+        "waiting",
+        "wire",
+    )
 
     _handlers: ClassVar[dict[type[Event], Callable[[Any, Any], None]]] = {}
 
@@ -84,8 +111,12 @@ class Http2Connection:
         """Calls with bytes in this engine that their sender has no credit for yet."""
         self.tails: list[int] = []
         """Streams to be reset once everything queued on them has left."""
+        self.waiting = 0
+        """Bytes that the peer did not take at the last look; see `Backlog`."""
+        self.fragments = 0
+        """Reads that meant nothing by themselves: a piece of a frame, or frames that say nothing."""
         self.last_sid = 0
-        """The newest stream that was opened from here."""
+        """The newest stream that was opened: from here, or by a client."""
         self.flushed_sid = 0
         """The newest of them that was written: not a byte of a later one can have arrived anywhere."""
 
@@ -108,6 +139,8 @@ class Http2Connection:
         events = engine.events()
         if events:
             self._dispatch(events)
+        else:
+            self.fragments += 1
         if not self.dirty and not self.closed and engine.want_write:
             self.dirty = True
             self.outbox.add(self)
@@ -116,7 +149,10 @@ class Http2Connection:
         """Write out what the engine has to say; give back the credit for what it took."""
         self.dirty = False
         wire = self.wire
-        if self.paused or self.closed or wire is None:
+        paused = self.paused  # not tested directly: writing may change it, which mypy would not believe
+        if paused or self.closed or wire is None:
+            if wire is not None and not self.closed:
+                self._weigh(wire)
             return
         engine = self.engine
         data = engine.data_to_send()
@@ -127,10 +163,17 @@ class Http2Connection:
         if events:
             self._dispatch(events)
         # A write may have filled the transport's buffer: then nothing was taken yet.
-        if (self.owed or self.tails) and not self.paused and not self.closed:
+        if (self.owed or self.tails or self.waiting) and not self.closed:
+            if self.paused:
+                self._weigh(wire)
+                return
             self.settle()
             if self.tails:
                 self._reset_tails()
+
+    def _weigh(self, wire: Wire) -> None:
+        """Account for what waits while the transport is full."""
+        self.outbox.backlog.put(self, self.engine.queued_body_size() + wire.get_write_buffer_size())
 
     def _dispatch(self, events: list[Event]) -> None:
         if type(events[-1]) is ConnectionClosed:
@@ -143,6 +186,9 @@ class Http2Connection:
                 continue
             try:
                 handler(self, event)
+            except LimitExceeded as error:
+                self.on_limit(error)
+                return
             except Exception as error:
                 self.on_handler_failure(event, error)
 
@@ -177,6 +223,40 @@ class Http2Connection:
         """Return credit for the bytes in `owed` that have left this engine."""
         raise NotImplementedError
 
+    def excess(self, limit: int) -> int:
+        """See `Holder.excess`."""
+        raise NotImplementedError
+
+    def shed(self, amount: int) -> None:
+        """See `Holder.shed`."""
+        target = self.engine.queued_body_size()
+        target -= self.give_up_calls(amount)
+        wire = self.wire
+        if not self.paused or self.closed or wire is None:
+            return
+        # Only in an output pass the engine lets go of what it holds for streams that were reset. Resets go out before
+        # data, so it takes but a few small pieces, although the transport is full.
+        if wire.get_write_buffer_size() > self.outbox.backlog.max_per_connection:
+            self.abort()
+            return
+        for _ in range(AHEAD_PIECES):
+            data = self.engine.data_to_send(AHEAD)
+            self.flushed_sid = self.last_sid
+            if data:
+                wire.write(data)
+            if events := self.engine.events():
+                self._dispatch(events)
+            if self.closed or self.engine.queued_body_size() <= target:
+                return
+
+    def give_up_calls(self, amount: int) -> int:
+        """End calls for which the engine holds `amount` bytes or more, as far as there are such. Returns how many."""
+        raise NotImplementedError
+
+    def on_limit(self, error: LimitExceeded) -> None:
+        """The peer went beyond a limit: give up the connection."""
+        raise NotImplementedError
+
     def on_engine_failure(self, error: NGH2Error, data: bytes) -> None:
         """The engine gave up on the peer's bytes `data` and can say nothing more."""
         raise NotImplementedError
@@ -204,14 +284,18 @@ class Http2Connection:
 
     def close(self) -> None:
         """End the calls, and close the transport after what was written has left. No more engine calls from here on."""
-        self.closed = True
-        self.end_calls()
+        self._end()
         if self.wire is not None:
             self.wire.close()
 
     def abort(self) -> None:
         """End the calls, and close the transport at once. No more engine calls from here on."""
-        self.closed = True
-        self.end_calls()
+        self._end()
         if self.wire is not None:
             self.wire.abort()
+
+    def _end(self) -> None:
+        self.closed = True
+        if self.waiting:
+            self.outbox.backlog.put(self, 0)
+        self.end_calls()

@@ -6,12 +6,16 @@ Seen of ngh2 0.3.0 and relied upon (check again on every upgrade):
 - `queued_body_size(stream)` is what waits for the peer's window; it is our back-pressure signal.
 - `reset_stream` in the same output pass as queued data drops that data.
 - A header block over `max_inbound_header_list_size` or `max_inbound_header_count` ends the whole connection.
+- `reset_stream` frees what is queued on the stream in the next output pass, not before.
+- What the engine refuses as a flood (`DenialOfServiceError`, or a GOAWAY of its own with ENHANCE_YOUR_CALM): more
+  unsent acknowledgements, CONTINUATION frames or settings than allowed, or the glitch bucket empty. Frames that are
+  unknown, PRIORITY, empty DATA and refused streams are glitches; PING, SETTINGS and WINDOW_UPDATE are not.
 - Trailers, like an empty final DATA frame, wait until both windows are above zero.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import ngh2
 from ngh2 import DenialOfServiceError, ErrorCode, NGH2Error, Setting
@@ -23,6 +27,8 @@ MAX_STREAM_ID = 2**31 - 1  # RFC 9113, 5.1.1
 
 # RFC 9113, 6.5.2 and 4.3: what both sides use to compress, and what grpc-go, Envoy and nginx send.
 HEADER_TABLE_SIZE = 4096
+
+NO_LIMIT = 2**32 - 1
 
 
 class Limits(NamedTuple):
@@ -36,6 +42,17 @@ class Limits(NamedTuple):
     """Bytes of one decoded header list, with 32 bytes of overhead a field (RFC 9113, 6.5.2)."""
     max_header_count: int
     """Fields of one header list."""
+    glitches: tuple[int, int] = (1_000, 100)
+    """Nuisances that are no errors: at once, and a second."""
+    max_queued_acks: int = 1_000
+    """Acknowledgements of PING and SETTINGS that wait to be sent."""
+    max_continuations: int = 8
+    """CONTINUATION frames of one header block."""
+    max_settings_entries: int = 32
+    """Entries of one SETTINGS frame."""
+    tolerance: int = 1
+    """How many times a header list may exceed what we announce before it ends the connection. In between the call alone
+    is refused, which is then the caller's job: the engine itself knows no limit for one stream."""
 
 
 def connection_window(limits: Limits) -> int:
@@ -79,22 +96,31 @@ def _configuration(limits: Limits) -> ngh2.Configuration:
     return ngh2.Configuration(
         auto_window_update=False,
         max_deflate_dynamic_table_size=HEADER_TABLE_SIZE,
-        max_inbound_header_list_size=limits.max_header_list_size,
-        max_inbound_header_count=limits.max_header_count,
-        # Chat clients cancel streams as a matter of course, so the engine's 33 resets a second would cut off a busy
-        # one; what a reset costs us is small as long as the key is not known yet.
-        stream_reset_rate_limit=(2_000, 1_000),
-        glitch_rate_limit=(1_000, 100),
+        max_inbound_header_list_size=limits.max_header_list_size * limits.tolerance,
+        max_inbound_header_count=limits.max_header_count * limits.tolerance,
+        # Chat clients cancel streams as a matter of course. The engine cannot tell those from the resets of an attack,
+        # and ends the connection with INTERNAL_ERROR: we count ourselves (`DownstreamConnection.on_stream_closed`).
+        stream_reset_rate_limit=(NO_LIMIT, NO_LIMIT),
+        glitch_rate_limit=limits.glitches,
+        max_outbound_ack=limits.max_queued_acks,
+        max_continuations=limits.max_continuations,
+        max_settings=limits.max_settings_entries,
     )
 
 
-def goaway_frame(error: NGH2Error) -> bytes:
-    """A GOAWAY frame made by hand, for the one case where the engine cannot: it failed over the peer's input.
+EMPTY_SETTINGS: Final = bytes(3) + b"\x04" + bytes(5)
+"""A SETTINGS frame that changes nothing: what a server has to say before anything else (RFC 9113, 3.4)."""
 
-    The code is ENHANCE_YOUR_CALM for a limit, else PROTOCOL_ERROR (RFC 9113, 7); the last stream id is the highest,
-    so that no call counts as unprocessed that may have run.
+
+def code_of(error: NGH2Error) -> ErrorCode:
+    """What to tell the peer whose input the engine failed over (RFC 9113, 7)."""
+    return ErrorCode.ENHANCE_YOUR_CALM if isinstance(error, DenialOfServiceError) else ErrorCode.PROTOCOL_ERROR
+
+
+def goaway_frame(code: ErrorCode, text: str, last_stream_id: int = MAX_STREAM_ID) -> bytes:
+    """A GOAWAY frame made by hand, for when the engine cannot say it: it failed over the peer's input, or is not to.
+
+    The last stream id is the highest unless told otherwise, so that no call counts as unprocessed that may have run.
     """
-    code = ErrorCode.ENHANCE_YOUR_CALM if isinstance(error, DenialOfServiceError) else ErrorCode.PROTOCOL_ERROR
-    text = str(error).encode()[:128]
-    payload = MAX_STREAM_ID.to_bytes(4, "big") + code.to_bytes(4, "big") + text
+    payload = last_stream_id.to_bytes(4, "big") + code.to_bytes(4, "big") + text.encode()[:128]
     return len(payload).to_bytes(3, "big") + b"\x07\x00" + bytes(4) + payload  # RFC 9113, 4.1 and 6.8

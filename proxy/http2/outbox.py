@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from proxy.http2.limits import Backlog
+
 
 class Flushable(Protocol):
     """A connection as the outbox sees it."""
@@ -26,10 +28,12 @@ class Outbox:
     `call_soon(callback)` runs a callback in the next pass of the event loop.
     """
 
-    __slots__ = ("_call_soon", "_pending")
+    __slots__ = ("_call_soon", "_pending", "backlog")
 
-    def __init__(self, call_soon: Callable[[Callable[[], None]], object]) -> None:
+    def __init__(self, call_soon: Callable[[Callable[[], None]], object], backlog: Backlog) -> None:
         self._call_soon = call_soon
+        self.backlog = backlog
+        """What cannot go out."""
         self._pending: list[Flushable] = []
 
     def add(self, connection: Flushable) -> None:

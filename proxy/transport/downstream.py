@@ -11,22 +11,27 @@ from proxy.forwarding.call import Call
 from proxy.forwarding.forwarder import Forwarder
 from proxy.forwarding.headers import GRPC_TIMEOUT, Headers
 from proxy.http2 import (
+    EMPTY_SETTINGS,
     ConnectionClosed,
     DataReceived,
     EngineError,
     ErrorCode,
     Event,
     Http2Connection,
-    Limits,
+    LimitExceeded,
     Outbox,
     PingAcknowledged,
     RequestReceived,
+    SettingsAcknowledged,
     SettingsReceived,
     StreamClosed,
+    TokenBucket,
     TrailersReceived,
+    code_of,
     goaway_frame,
     server_engine,
 )
+from proxy.transport.client_clock import ClientClock, ClientLimits
 from proxy.transport.containment import contained
 
 log = logging.getLogger(__name__)
@@ -35,6 +40,10 @@ WRITE_HIGH_WATER: Final = 262_144
 """Bytes in a transport's buffer above which its connection is not given more."""
 LAST_WORDS: Final = 1.0
 """Seconds that a client gets to read what was written before its connection is closed."""
+
+DRAIN_PING: Final = b"draining"
+FRAME_PING: Final = b"in-frame"
+"""What our PINGs carry: one follows the GOAWAY of a drain, the other asks whether the client can answer at all."""
 
 NOT_HTTP2: Final = (
     b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-type: text/plain\r\ncontent-length: 40\r\n"
@@ -46,35 +55,59 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
     """One client. `on_open` and `on_close` keep the listener's set of connections."""
 
     __slots__ = (
+        "_changes",
         "_finished",
-        "_noticed",
         "_on_close",
         "_on_open",
+        "_resets",
+        "address",
         "calls",
+        "clock",
         "forwarder",
         "greeted",
+        "kept",
+        "limits",
+        "noticed",
+        "settled",
+        "stalled",
         "timeout_index",
+        "unreleased",
     )
 
     def __init__(
         self,
         forwarder: Forwarder,
-        limits: Limits,
+        limits: ClientLimits,
         outbox: Outbox,
         on_open: Callable[[DownstreamConnection], None],
         on_close: Callable[[DownstreamConnection], None],
     ) -> None:
-        super().__init__(server_engine(limits), outbox)
+        super().__init__(server_engine(limits.engine), outbox)
         self.forwarder = forwarder
+        self.limits = limits
         self._on_open = on_open
         self._on_close = on_close
-        self._noticed = False
+        self.noticed = False
         """The first GOAWAY of our drain is under way."""
         self._finished = False
         """The final one is."""
         self.calls: dict[int, Call] = {}
+        """By stream, until the stream is closed: a call that is done stays while its last bytes wait for the client."""
+        self.address: str | None = None
+        """The client's address without its port, if it has one; noted by the listener."""
         self.greeted = False
         """The client's preface and SETTINGS were good HTTP/2."""
+        self.settled = False
+        """The client has acknowledged our SETTINGS."""
+        self.clock = ClientClock()
+        self.stalled: dict[Call, int] = {}
+        """Calls whose bytes wait for the client -> at how many sweeps in a row not one had left."""
+        self.kept = 0
+        """Bytes of requests kept for its calls, in the larger replay buffers."""
+        self.unreleased = 0
+        """Streams that the client has reset, and whose servers have not been told yet."""
+        self._resets = TokenBucket(*limits.premature_resets)
+        self._changes = TokenBucket(*limits.engine.glitches)
         self.timeout_index = 0
         """Where in its header lists this client puts `grpc-timeout`; 0 until it sent one."""
 
@@ -93,22 +126,24 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - why a client left changes nothing
         """The client is gone: nothing of its calls matters any more."""
-        self.closed = True
         self.wire = None
-        self.end_calls()
+        self._end()
         self._on_close(self)
 
     def end_calls(self) -> None:
         """See `Http2Connection.end_calls`."""
-        for call in tuple(self.calls.values()):
-            with contained(call):
-                call.cancelled()
+        calls, self.calls = self.calls, {}
+        for call in calls.values():
+            if not call.done:
+                with contained(call):
+                    call.cancelled()
         owed, self.owed = self.owed, []
         for call in owed:
             if call.response_unacked:
                 with contained(call):
                     call.pay_response(call.response_unacked)
         self.tails.clear()
+        self.stalled.clear()
 
     # Events of the engine.
 
@@ -124,7 +159,7 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
         if head is None:
             timeout, headers = self._split_timeout(event.headers)
             head = self.forwarder.heads.find(headers)
-        sid = event.stream_id
+        self.last_sid = sid = event.stream_id
         self.calls[sid] = call = Call(self.forwarder, self, sid, head, timeout)
         call.start(end_stream=event.end_stream)
 
@@ -138,7 +173,7 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
     def on_data(self, event: DataReceived) -> None:
         """A piece of a request."""
         call = self.calls.get(event.stream_id)
-        if call is not None:
+        if call is not None and not call.done:
             call.request_data(event.data, end_stream=event.end_stream)
         elif event.data:
             # The call is over, but its bytes still count against the connection's window.
@@ -147,57 +182,148 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
     def on_trailers(self, event: TrailersReceived) -> None:
         """A request ended with trailers."""
         call = self.calls.get(event.stream_id)
-        if call is not None:
+        if call is not None and not call.done:
             call.request_trailers()
 
     def on_stream_closed(self, event: StreamClosed) -> None:
         """A stream is over, in good order or not."""
-        call = self.calls.pop(event.stream_id, None)
-        if call is not None:
-            call.cancelled()
+        sid = event.stream_id
+        call = self.calls.pop(sid, None)
         if event.error_code:
             if self.owed:
                 self.mark_dirty()  # what was queued on it is gone, so there is credit to return
-            if self.tails and event.stream_id in self.tails:
-                self.tails.remove(event.stream_id)
+            if self.tails and sid in self.tails:
+                self.tails.remove(sid)
+            # Without a call, the engine refused the request itself.
+            if call is None or not (call.done or call.response_started):
+                self._reset_early(sid, call)
+        if call is not None and not call.done:
+            call.cancelled()
+
+    def _reset_early(self, sid: int, call: Call | None) -> None:
+        """A stream was reset before its response began: by the client, or by the engine because of the client.
+
+        Cheap for the client and not for us (CVE-2023-44487, CVE-2025-8671), and yet what every user does who stops
+        waiting: so only those of young streams count, and a stream counts until its server has been told.
+        """
+        if call is not None:
+            with contained(call):
+                call.cancelled()
+            if call.up is not None:
+                call.up.release(call)
+        if sid > self.clock.old_sid and not self._resets.take(self.forwarder.now()):
+            burst, rate = self.limits.premature_resets
+            raise LimitExceeded(
+                "premature_resets", f"more than {burst} streams, and {rate} a second, were reset before their response"
+            )
+        if self.unreleased > self.limits.engine.max_concurrent_streams:
+            raise LimitExceeded(
+                "unreleased_streams", f"{self.unreleased} streams were reset faster than servers hear of it"
+            )
 
     def on_settings(self, event: SettingsReceived) -> None:  # noqa: ARG002 - the engine applies them
-        """The client speaks HTTP/2."""
-        self.greeted = True
+        """The client speaks HTTP/2, or changes what it wants, which costs us a look at every stream."""
+        if not self.greeted:
+            self.greeted = True
+        elif not self._changes.take(self.forwarder.now()):
+            raise LimitExceeded("settings_changes", "it changes its SETTINGS all the time")
 
-    def on_ping_acknowledged(self, event: PingAcknowledged) -> None:  # noqa: ARG002 - we send one kind only
-        """The client has seen the first GOAWAY of our drain, if there was one: what it starts from here on can be
-        refused.
+    def on_settings_acknowledged(self, event: SettingsAcknowledged) -> None:  # noqa: ARG002 - we send one SETTINGS only
+        """The client keeps to our limits from here on."""
+        self.settled = True
+
+    def on_ping_acknowledged(self, event: PingAcknowledged) -> None:
+        """The client is not in the middle of a frame; or it has seen the first GOAWAY of our drain, and what it starts
+        from here on can be refused.
         """
-        if self._noticed:
+        if event.opaque_data != DRAIN_PING:
+            self.clock.pinged_at = 0.0
+        elif self.noticed:
             self.finish_drain()
 
-    def on_connection_closed(self, event: ConnectionClosed) -> None:  # noqa: ARG002 - the peer was told
+    def on_connection_closed(self, event: ConnectionClosed) -> None:
         """The engine has nothing more to say or to hear."""
+        if event.error_code == ErrorCode.ENHANCE_YOUR_CALM:
+            self._exceeded("engine", "too many frames of no use")
         self.close()
 
     def on_engine_failure(self, error: EngineError, data: bytes) -> None:
         """The client broke the protocol in a way that the engine cannot answer: say why, and close."""
         wire = self.wire
+        code = code_of(error)
+        if code == ErrorCode.ENHANCE_YOUR_CALM:
+            self._exceeded("engine", str(error))
         if wire is not None:
             if not self.greeted and data[:1].isalpha():
                 wire.write(NOT_HTTP2)
             else:
-                wire.write(goaway_frame(error))
+                wire.write(goaway_frame(code, str(error)))
         log.debug("client connection ended: %s", error)
         self.close()
+
+    def on_limit(self, error: LimitExceeded) -> None:
+        """See `Http2Connection.on_limit`."""
+        self.cut_off(error.limit, error.detail, error.code)
+
+    def cut_off(self, limit: str, detail: str, code: ErrorCode = ErrorCode.ENHANCE_YOUR_CALM) -> None:
+        """The client went beyond `limit`: say so, and close."""
+        if self.closed:
+            return
+        self._exceeded(limit, detail)
+        if self.wire is not None:
+            self.wire.write((b"" if self.greeted else EMPTY_SETTINGS) + goaway_frame(code, detail))
+        self.close()
+
+    def turn_away(self, limit: str, detail: str) -> None:
+        """Take nothing from a client that has just connected: it may try again elsewhere, or later."""
+        self._exceeded(limit, detail)
+        if self.wire is not None:
+            self.wire.write(EMPTY_SETTINGS + goaway_frame(ErrorCode.ENHANCE_YOUR_CALM, detail, last_stream_id=0))
+        self.close()
+
+    def _exceeded(self, limit: str, detail: str) -> None:
+        self.forwarder.watch.exceeded(limit, f"client {self.client or 'unknown'}: {detail}")
+
+    @property
+    def client(self) -> str | None:
+        """The client's address without its port; None where there is none, as on a Unix socket."""
+        peer = self.wire.get_extra_info("peername") if self.wire is not None else None
+        return str(peer[0]) if isinstance(peer, tuple) else None
 
     def on_handler_failure(self, event: Event, error: Exception) -> None:
         """See `Http2Connection.on_handler_failure`."""
         log.error("a bug ended a call at %s", type(event).__name__, exc_info=error)
         call = self.calls.get(getattr(event, "stream_id", 0))
         if call is not None:
-            call.broken()
+            call.broken()  # nothing happens if it is done
 
     def fail(self, error: Exception) -> None:
         """Give up this connection because of a bug of ours."""
         log.error("a bug ended a client connection", exc_info=error)
         self.abort()
+
+    def excess(self, limit: int) -> int:
+        """See `Holder.excess`."""
+        return self.waiting - limit
+
+    def give_up_calls(self, amount: int) -> int:
+        """See `Http2Connection.give_up_calls`."""
+        queued = self.engine.queued_body_size
+        given_up = 0
+        for held, call in sorted(((queued(each.sid), each) for each in self.owed), key=lambda each: -each[0]):
+            if given_up >= amount or not held:
+                break
+            given_up += held
+            with contained(call):
+                self.drop(call)
+        return given_up
+
+    def drop(self, call: Call) -> None:
+        """Give up a call whose bytes the client does not take. gRPC reads the code as RESOURCE_EXHAUSTED."""
+        if not call.done:
+            call.drop(ErrorCode.ENHANCE_YOUR_CALM)
+        elif call.sid in self.calls:
+            self.reset(call.sid, ErrorCode.ENHANCE_YOUR_CALM)
 
     def close(self) -> None:
         """See `Http2Connection.close`. A client that does not read its last bytes is cut off after a moment."""
@@ -215,11 +341,14 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
         """Servers get credit for the response bytes that have left for the client."""
         engine = self.engine
         owed, self.owed = self.owed, []
-        all_left = not engine.queued_body_size()
+        waiting = engine.queued_body_size()
+        stalled = self.stalled
         for call in owed:
-            queued = 0 if all_left else engine.queued_body_size(call.sid)
+            queued = engine.queued_body_size(call.sid) if waiting else 0
             left = call.response_unacked - queued
             if left > 0:
+                if stalled:
+                    stalled.pop(call, None)
                 # `Call.pay_response` written out: twice a call, its frame is 1 % of the call's cost.
                 call.response_unacked = queued
                 up = call.up
@@ -229,18 +358,20 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
                         up.mark_dirty()
             if queued:
                 self.owed.append(call)
+        if waiting != self.waiting:
+            self.outbox.backlog.put(self, waiting)
 
     # Drain (RFC 9113, 6.8: a server sends a first GOAWAY with the highest stream id, then the real one).
 
     def start_drain(self) -> None:
         """Ask the client for no more calls; `finish_drain` must follow."""
         if not self.closed:
-            self._noticed = True
+            self.noticed = True
             self.engine.send_shutdown_notice()
             # Written first: the engine lets PINGs overtake, and then their ACK would not prove that GOAWAY was seen.
             self.flush()
         if not self.closed:
-            self.engine.ping()
+            self.engine.ping(DRAIN_PING)
             self.mark_dirty()
 
     def finish_drain(self) -> None:

@@ -11,33 +11,30 @@ from typing import Final
 from proxy.cluster.address import Address
 from proxy.forwarding.forwarder import Forwarder
 from proxy.http2 import Limits, Outbox
+from proxy.transport.client_clock import ClientLimits
+from proxy.transport.client_sweeper import DRAIN_NOTICE, ClientSweeper
 from proxy.transport.containment import contained
 from proxy.transport.downstream import LAST_WORDS, DownstreamConnection
-from proxy.transport.reactor import Handle, Reactor
+from proxy.transport.reactor import Reactor
+from proxy.transport.settings import ListenerSettings
 
-DRAIN_NOTICE: Final = 5.0
-"""Seconds that a client gets to acknowledge the first GOAWAY of a drain; grpc-go waits as long."""
+METADATA_TOLERANCE: Final = 2
+"""Up to twice the announced size or number of header fields, a call alone is refused; beyond, its connection ends."""
 BACKLOG: Final = 4096
 """Connections that the kernel accepts before we do; it caps this at net.core.somaxconn."""
-
-
-SWEEPS: Final = 4
-"""Looks at a call during its time for the first message: a timer per call would cost every call."""
 
 
 class Listener:
     """Accepts clients from `open` on, and ends them by `drain`."""
 
-    def __init__(
-        self, forwarder: Forwarder, limits: Limits, reactor: Reactor, outbox: Outbox, *, first_message_timeout: float
-    ) -> None:
-        """`first_message_timeout`: seconds that a call's first message may take, where the route needs it."""
-        self.first_message_timeout = first_message_timeout
-        self._sweeper: Handle | None = None
+    def __init__(self, forwarder: Forwarder, settings: ListenerSettings, reactor: Reactor, outbox: Outbox) -> None:
+        self._settings = settings
         self.connections: set[DownstreamConnection] = set()
+        self._by_client: dict[str, int] = {}
+        """Address of a client -> its connections. Those without an address are not counted."""
+        self.sweeper = ClientSweeper(settings, self.connections, forwarder.watch, reactor)
         self._forwarder = forwarder
-        self.limits = limits
-        """Of the connections that come from now on."""
+        self._limits = limits_of_clients(settings)
         self._reactor = reactor
         self._outbox = outbox
         self._servers: list[asyncio.Server] = []
@@ -45,6 +42,12 @@ class Listener:
         self._empty.set()
         self._draining = False
         self._cut_off = 0
+
+    def configure(self, settings: ListenerSettings) -> None:
+        """Go on by these settings. What a connection was told when it came holds for it as long as it lasts."""
+        self._settings = settings
+        self._limits = limits_of_clients(settings)
+        self.sweeper.configure(settings)
 
     async def open(self, address: Address, inherited: Sequence[socket.socket] = ()) -> Address:
         """Take `address`, or sockets that listen already; clients are accepted from `serve` on. Returns the address,
@@ -60,20 +63,9 @@ class Listener:
 
     async def serve(self) -> None:
         """Accept clients. Raises OSError if somebody else took the port meanwhile."""
-        self.start_sweeping()
+        self.sweeper.start()
         for server in self._servers:
             await server.start_serving()
-
-    def start_sweeping(self) -> None:
-        """Begin to look for calls whose first message does not come."""
-        self._sweeper = self._reactor.call_later(self.first_message_timeout / SWEEPS, self._sweep)
-
-    def _sweep(self) -> None:
-        for connection in self.connections:
-            for call in [each for each in connection.calls.values() if not each.routed]:
-                with contained(call):
-                    call.swept(SWEEPS + 1)
-        self.start_sweeping()
 
     @property
     def sockets(self) -> list[int]:
@@ -82,16 +74,36 @@ class Listener:
 
     def connection(self) -> DownstreamConnection:
         """The protocol of a client that is about to be connected."""
-        return DownstreamConnection(self._forwarder, self.limits, self._outbox, self._opened, self._closed)
+        return DownstreamConnection(self._forwarder, self._limits, self._outbox, self._opened, self._closed)
 
     def _opened(self, connection: DownstreamConnection) -> None:
+        settings = self._settings
+        client = connection.client
+        theirs = self._by_client.get(client, 0) if client is not None else 0
+        if len(self.connections) >= settings.max_connections:
+            connection.turn_away("connections", f"{len(self.connections)} connections are open")
+            return
+        if theirs >= settings.max_connections_per_client:
+            connection.turn_away("connections_per_client", f"{theirs} connections are open from this address")
+            return
+        if client is not None:
+            self._by_client[client] = theirs + 1
+            connection.address = client
         self.connections.add(connection)
+        self.sweeper.opened(connection)
         self._empty.clear()
         if self._draining:
             connection.start_drain()  # was accepted just before we stopped
 
     def _closed(self, connection: DownstreamConnection) -> None:
-        self.connections.discard(connection)
+        if connection not in self.connections:
+            return  # was turned away
+        self.connections.remove(connection)
+        client = connection.address
+        if client is not None:
+            self._by_client[client] -= 1
+            if not self._by_client[client]:
+                del self._by_client[client]
         if not self.connections:
             self._empty.set()
 
@@ -111,9 +123,9 @@ class Listener:
             self._reactor.call_later(grace + LAST_WORDS, self._abort),
         )
         await self._empty.wait()
-        for timer in (*timers, self._sweeper):
-            if timer is not None:
-                timer.cancel()
+        for timer in timers:
+            timer.cancel()
+        self.sweeper.stop()
         return self._cut_off
 
     def _finish_drain(self) -> None:
@@ -122,7 +134,7 @@ class Listener:
 
     def _end_calls(self) -> None:
         for connection in self.connections:
-            calls = tuple(connection.calls.values())
+            calls = [each for each in connection.calls.values() if not each.done]
             self._cut_off += len(calls)
             for call in calls:
                 with contained(call):
@@ -131,3 +143,19 @@ class Listener:
     def _abort(self) -> None:
         for connection in tuple(self.connections):
             connection.abort()
+
+
+def limits_of_clients(settings: ListenerSettings) -> ClientLimits:
+    """What a client's connection may ask of us."""
+    engine = Limits(
+        settings.max_concurrent_streams,
+        settings.stream_window,
+        settings.max_header_list_size,
+        settings.max_header_count,
+        glitches=(settings.max_glitches, settings.glitches_per_second),
+        max_queued_acks=settings.max_queued_acks,
+        max_continuations=settings.max_continuations,
+        max_settings_entries=settings.max_settings_entries,
+        tolerance=METADATA_TOLERANCE,
+    )
+    return ClientLimits(engine, (settings.max_premature_resets, settings.premature_resets_per_second))

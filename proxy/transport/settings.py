@@ -16,20 +16,60 @@ class ListenerSettings(BaseModel):
 
     address: str = "127.0.0.1:50050"
     """`host:port`; port 0 takes a free one."""
+    max_connections: int = Field(default=10_000, ge=1, le=1_000_000)
+    """Client connections open at a time; further ones are turned away with GOAWAY(ENHANCE_YOUR_CALM)."""
+    max_connections_per_client: int = Field(default=1_000, ge=1, le=1_000_000)
+    """The same for one client address. Clients behind one gateway or on this host share an address."""
     max_concurrent_streams: int = Field(default=1000, ge=1, le=1_000_000)
     """Calls in flight per client connection; more are refused by the protocol, unharmed."""
     stream_window: int = Field(default=262_144, ge=1, le=16_777_216)
     """Bytes one call may have under way from the client that no server has taken yet."""
     max_header_list_size: int = Field(default=16_384, ge=1024, le=65_536)
-    """Bytes of one call's request headers, with 32 a field; more ends the client's connection."""
+    """Bytes of one call's request headers, with 32 a field; a call with more fails with RESOURCE_EXHAUSTED, one with
+    twice as many ends the client's connection."""
     max_header_count: int = Field(default=100, ge=16, le=1024)
-    """Fields of one call's request headers; more ends the client's connection."""
+    """Fields of one call's request headers; a call with more fails with RESOURCE_EXHAUSTED, one with twice as many ends
+    the client's connection."""
     max_first_message: int = Field(default=4_194_304, ge=1024, le=268_435_456)
     """Bytes of a first message that are searched for the key, compressed or not. Larger messages pass if the key
     comes earlier."""
     first_message_timeout: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     """Seconds, or a quarter more, that the first message of a call may take where the route finds the key in it; later
     calls fail with DEADLINE_EXCEEDED."""
+    max_premature_resets: int = Field(default=1_000, ge=1, le=1_000_000)
+    """Streams that a connection may have reset at once before their response began and within a few seconds of their
+    beginning; by the client, or by us because of the client. More ends the connection with ENHANCE_YOUR_CALM."""
+    premature_resets_per_second: float = Field(default=100.0, gt=0, le=1_000_000)
+    """How fast a connection earns further ones. Raise both for clients that speak for many, such as gateways."""
+    max_glitches: int = Field(default=1_000, ge=1, le=1_000_000)
+    """Nuisances that a connection may cause at once: frames that are unknown, empty or PRIORITY, malformed requests,
+    streams beyond `max_concurrent_streams`; and, counted for themselves, changes of its SETTINGS. More ends the
+    connection with ENHANCE_YOUR_CALM."""
+    glitches_per_second: int = Field(default=100, ge=1, le=1_000_000)
+    """How fast a connection earns further ones."""
+    max_queued_acks: int = Field(default=1_000, ge=1, le=1_000_000)
+    """Answers to PING and SETTINGS that may wait because the client does not read; more end its connection."""
+    max_continuations: int = Field(default=8, ge=1, le=1_000)
+    """CONTINUATION frames of one header block; more end the connection."""
+    max_settings_entries: int = Field(default=32, ge=8, le=1_000)
+    """Entries of one SETTINGS frame; more end the connection."""
+    preface_timeout: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    """Seconds from the accept until the client's HTTP/2 preface and SETTINGS are here. Like the timeouts below, it is
+    noticed up to a quarter of the shortest of them late."""
+    settings_timeout: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    """Seconds a client has to acknowledge our SETTINGS; then SETTINGS_TIMEOUT."""
+    frame_timeout: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    """Seconds that a frame or a header block may take once its pieces trickle; then ENHANCE_YOUR_CALM."""
+    stall_timeout: float = Field(default=300.0, gt=0, allow_inf_nan=False)
+    """Seconds in which a client must take at least one of the bytes that wait for it, on every call; the call is reset
+    otherwise on both sides. A client that reads nothing at all loses its connection."""
+    idle_timeout: float = Field(default=3600.0, ge=0, allow_inf_nan=False)
+    """Seconds without a call after which a client is asked to leave, by GOAWAY in two steps. 0: never."""
+    max_connection_age: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Seconds, 10 % more or less, after which a client is asked to connect afresh, by GOAWAY in two steps; its running
+    calls finish. 0: never."""
+    max_connection_age_grace: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Seconds that running calls then get before they end with UNAVAILABLE. 0: as long as they take."""
     health: Literal["own", "forward"] = "own"
     """Who answers `grpc.health.v1.Health` for the empty service name: the proxy for itself, or a server."""
     drain_grace: float = Field(default=30.0, ge=0, allow_inf_nan=False)

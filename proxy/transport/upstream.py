@@ -8,6 +8,7 @@ import socket
 from typing import TYPE_CHECKING, Final, cast
 
 from proxy.forwarding.call import Call
+from proxy.forwarding.peers import Downstream
 from proxy.forwarding.retry import Outcome
 from proxy.grpc_wire.status import from_rst_code
 from proxy.http2 import (
@@ -19,6 +20,7 @@ from proxy.http2 import (
     Event,
     GoAwayReceived,
     Http2Connection,
+    LimitExceeded,
     Limits,
     Outbox,
     PingAcknowledged,
@@ -56,6 +58,7 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
         "opened_at",
         "pool",
         "ready",
+        "releasing",
         "timers",
     )
 
@@ -75,6 +78,8 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
         """To be replaced as soon as there is another."""
         self.timers: list[Handle] = []
         """What is to happen to this connection later; called off when it ends."""
+        self.releasing: dict[int, Downstream] = {}
+        """Streams reset by their clients, until the server has been told."""
         self._pinged = False
         self._last_goaway = ""
         self._why = ""
@@ -101,11 +106,10 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The server is gone: its calls end here or move on."""
-        self.closed = True
         self.wire = None
         if not self._why:
             self._why = reason(exc) if exc is not None else self._last_goaway or "connection closed by the server"
-        self.end_calls()
+        self._end()
 
     def end_calls(self) -> None:
         """See `Http2Connection.end_calls`."""
@@ -120,6 +124,9 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
         for timer in self.timers:
             timer.cancel()
         self.timers = []
+        for down in self.releasing.values():
+            down.unreleased -= 1
+        self.releasing = {}
         calls, self.calls = self.calls, {}
         blame = True
         for sid, call in calls.items():
@@ -171,6 +178,8 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
         if call is not None:
             with contained(call):
                 self._fail_attempt(call, event)
+        elif self.releasing and (down := self.releasing.pop(event.stream_id, None)) is not None:
+            down.unreleased -= 1
         if self.pool.waiting:
             self.pool.dispatch()
 
@@ -211,6 +220,10 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
         log.warning("%s: %s", self.pool.endpoint.id, self._why)
         self.abort()
 
+    def on_limit(self, error: LimitExceeded) -> None:
+        """See `Http2Connection.on_limit`."""
+        self.fail(error)
+
     def on_handler_failure(self, event: Event, error: Exception) -> None:
         """See `Http2Connection.on_handler_failure`."""
         log.error("a bug ended a call to %s at %s", self.pool.endpoint.id, type(event).__name__, exc_info=error)
@@ -250,6 +263,14 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
             log.warning("%s: %s", self.pool.endpoint.id, self._why)
             self.abort()
 
+    def release(self, call: Call) -> None:
+        """`call` was reset by its client, before the response: it counts there until its reset has left for the server,
+        or else a client could have many times more streams under way than it is allowed (CVE-2023-44487).
+        """
+        if not self.closed:
+            self.releasing[call.up_sid] = call.down
+            call.down.unreleased += 1
+
     def finish(self) -> None:
         """No new calls; close when the running ones are done."""
         if not self.closed:
@@ -260,11 +281,11 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
         """Clients get credit for the request bytes that have left for the server."""
         engine = self.engine
         owed, self.owed = self.owed, []
-        all_left = not engine.queued_body_size()
+        waiting = engine.queued_body_size()
         for call in owed:
             if call.up is not self or call.done:
                 continue
-            queued = 0 if all_left else engine.queued_body_size(call.up_sid)
+            queued = engine.queued_body_size(call.up_sid) if waiting else 0
             left = call.request_unacked - queued
             if left > 0:
                 # `Call.pay_request` written out: see the other side's `settle`.
@@ -278,6 +299,33 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
                 self.owed.append(call)
             elif call.buffered > call.forwarder.small_buffer and call.buffer is not None:
                 call.trim_replay()
+        if waiting != self.waiting:
+            self.outbox.backlog.put(self, waiting)
+
+    def excess(self, limit: int) -> int:
+        """See `Holder.excess`. Each client counts for itself: a slow server is no reason to end the calls of all."""
+        return max((held for held, _ in self._by_client()), default=0) - limit
+
+    def give_up_calls(self, amount: int) -> int:
+        """See `Http2Connection.give_up_calls`. Those of the client that holds most come first."""
+        given_up = 0
+        for _, calls in sorted(self._by_client(), key=lambda each: -each[0]):
+            for held, call in sorted(calls, key=lambda each: -each[0]):
+                if given_up >= amount or not held:
+                    break
+                given_up += held
+                with contained(call):
+                    call.overrun(f"{self.pool.endpoint.id} does not take the request as fast as it comes")
+        return given_up
+
+    def _by_client(self) -> list[tuple[int, list[tuple[int, Call]]]]:
+        """For each client: bytes that wait for the server in all, and in each of its calls."""
+        queued = self.engine.queued_body_size
+        clients: dict[Downstream, list[tuple[int, Call]]] = {}
+        for call in self.owed:
+            if call.up is self and not call.done:
+                clients.setdefault(call.down, []).append((queued(call.up_sid), call))
+        return [(sum(held for held, _ in calls), calls) for calls in clients.values()]
 
 
 def code_name(code: int) -> str:

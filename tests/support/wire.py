@@ -52,9 +52,14 @@ class MemoryTransport:
         self.stalled = False
         """The peer does not read: bytes stay in `outgoing`, and the protocol is told to pause."""
         self.high_water = 65_536
+        self.address = ""
+        """Of the peer, if it has one."""
 
-    def get_extra_info(self, _name: str) -> None:
-        return None
+    def get_extra_info(self, name: str) -> tuple[str, int] | None:
+        return (self.address, 40000) if name == "peername" and self.address else None
+
+    def get_write_buffer_size(self) -> int:
+        return self.buffered()
 
     def set_write_buffer_limits(self, high: int) -> None:
         self.high_water = high
@@ -140,6 +145,8 @@ class Peer:
         self.engine = ngh2.Connection(role, ngh2.Configuration(auto_window_update=False))
         self.engine.initiate_connection(settings or {})
         self.transport: MemoryTransport
+        self.address = ""
+        """The host that the proxy sees, if any."""
         self.exchanges: dict[int, Exchange] = {}
         self.order: list[int] = []
         self.begun: set[int] = set()
@@ -361,6 +368,7 @@ class World:
         """Connect a protocol of the proxy with a peer."""
         near, far = MemoryTransport(self, protocol), MemoryTransport(self, peer)
         near.peer, far.peer = far, near
+        near.address = peer.address
         self._transports += [near, far]
         if peer not in self._peers:
             self._peers.append(peer)
@@ -373,7 +381,7 @@ class World:
         """Bring up the proxy's pools."""
         self.proxy.start()
         self.control.start_sweeping()
-        self.proxy.listener.start_sweeping()
+        self.proxy.listener.sweeper.start()
         self.run()
         return self
 
@@ -420,8 +428,9 @@ class World:
                 connection.transport.abort()
         self.run()
 
-    def client(self, settings: dict[int, int] | None = None) -> Client:
+    def client(self, settings: dict[int, int] | None = None, *, address: str = "") -> Client:
         client = Client(self, settings)
+        client.address = address
         self.join(self.proxy.listener.connection(), client)
         self.run()
         return client

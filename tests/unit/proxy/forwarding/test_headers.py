@@ -18,7 +18,7 @@ BASE = (
 
 @pytest.fixture
 def heads() -> RequestHeads:
-    return RequestHeads(RouteTable([]), own_health=True)
+    return RequestHeads(RouteTable([]), own_health=True, max_size=16_384, max_count=100)
 
 
 def test_a_good_list_is_passed_on_as_it_is(heads: RequestHeads) -> None:

@@ -6,7 +6,7 @@ import ngh2
 import pytest
 from hyperframe.frame import Frame, GoAwayFrame
 
-from proxy.http2 import Engine, Limits, client_engine, goaway_frame, server_engine
+from proxy.http2 import Engine, Limits, client_engine, code_of, goaway_frame, server_engine
 
 LIMITS = Limits(max_concurrent_streams=100, stream_window=70_000, max_header_list_size=16_384, max_header_count=50)
 REQUEST = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/a.B/C"), (b":authority", b"t")]
@@ -92,7 +92,7 @@ def test_too_many_or_too_long_headers_end_the_connection(
     ("error", "code"), [(ngh2.ConnectionProtocolError("what"), 1), (ngh2.DenialOfServiceError("much"), 11)]
 )
 def test_the_goaway_made_by_hand_is_one(error: ngh2.NGH2Error, code: int) -> None:
-    data = goaway_frame(error)
+    data = goaway_frame(code_of(error), str(error))
     frame, length = Frame.parse_frame_header(memoryview(data[:9]))
     assert isinstance(frame, GoAwayFrame)
     frame.parse_body(memoryview(data[9:]))
