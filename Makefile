@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format serve proto bench bench-faults fault chaos rolling clean
+.PHONY: help run test check format serve proto bench bench-guard bench-faults fault chaos rolling clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ proto: $(VENV)/.installed-dev  ## generate the Python code of proto/districhat/c
 
 bench: $(VENV)/.installed-peers  ## cost of a call beside HAProxy, nginx, Envoy and others, one run (ARGS="--help")
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-guard: $(VENV)/.installed-test  ## count the bytecodes of a call against bench/guard.json (ARGS=--write: new budgets)
+	@$(BIN)/python -m bench.guard $(ARGS)
 
 bench-faults: $(VENV)/.installed-peers  ## servers restarted, killed, hung: ours beside Envoy, HAProxy and nginx
 	@$(BIN)/python -m bench.faults $(ARGS)

@@ -7,7 +7,8 @@ Rules of this file:
 3. The first response headers commit the call to its server: `buffer` is dropped. Until then a failed attempt may be
    replayed on the next server, if `Walk.may_move` says so.
 4. Bytes are owed to their sender (`request_unacked`, `response_unacked`) until the other side's engine has sent them;
-   the connections settle that after each flush. A call that ends early pays at once.
+   the connections settle that after each flush. Up to the sender's `slack` nobody watches them: the call pays at its
+   end. A call that ends early pays at once.
 5. A call ends exactly once, in `_end`.
 """
 
@@ -176,9 +177,10 @@ class Call:
             if self.buffer is not None:
                 self._keep(data)
             up.engine.send_data(self.up_sid, data, end_stream=end_stream)
-            if not self.request_unacked:
+            unacked = self.request_unacked
+            self.request_unacked = grown = unacked + len(data)
+            if grown > self.down.slack >= unacked:
                 up.owed.append(self)
-            self.request_unacked += len(data)
             if not up.dirty:
                 up.mark_dirty()
             return
@@ -362,7 +364,7 @@ class Call:
             self._stop_try()
             self.try_timer = TryTimer(self, per_try_timeout)
         up.calls[sid] = self
-        if self.request_unacked:
+        if self.request_unacked > self.down.slack or self.buffered > self.forwarder.small_buffer:
             up.owed.append(self)
         if not up.dirty:
             up.mark_dirty()
@@ -548,9 +550,11 @@ class Call:
         """A piece of the response body. `end_stream`: the last one, with no trailers after it."""
         down = self.down
         down.engine.send_data(self.sid, data, end_stream=end_stream)
-        if not self.response_unacked:
+        unacked = self.response_unacked
+        self.response_unacked = grown = unacked + len(data)
+        up = self.up
+        if up is not None and grown > up.slack >= unacked:
             down.owed.append(self)
-        self.response_unacked += len(data)
         if not down.dirty:
             down.mark_dirty()
         if end_stream:
@@ -688,8 +692,11 @@ class Call:
         self.done = True
         forwarder = self.forwarder
         forwarder.active -= 1
-        if self.up is not None:
-            self.up.calls.pop(self.up_sid, None)
+        up = self.up
+        if up is not None:
+            up.calls.pop(self.up_sid, None)
+            if 0 < self.response_unacked <= up.slack:
+                self.pay_response(self.response_unacked)
         if self.endpoint is not None:
             self.endpoint.active -= 1
             self.endpoint = None
@@ -700,15 +707,18 @@ class Call:
         if self.kept:
             self._uncount()
         if self.walk is not None:
-            self.walk.end()
+            self._end_walk(self.walk)
         if self.try_timer is not None:
             self._stop_try()
-        if self.pause is not None:
-            self.pause.cancel()
         if forwarder.calls_by_chat is not None and self.key:
             self._uncount_chat(forwarder.calls_by_chat)
         if self.request_unacked:
             self.pay_request(self.request_unacked)
+
+    def _end_walk(self, walk: Walk) -> None:
+        walk.end()
+        if self.pause is not None:
+            self.pause.cancel()
 
     # Bytes and credit.
 

@@ -20,6 +20,7 @@ class Downstream(Protocol):
     address: str | None
     kept: int
     unreleased: int
+    slack: int
 
     def mark_dirty(self) -> None:
         """There is something to send."""
@@ -39,6 +40,7 @@ class Upstream(Protocol):
     closed: bool
     calls: dict[int, Call]
     owed: list[Call]
+    slack: int
     last_sid: int
     draining: bool
     max_header_list: int

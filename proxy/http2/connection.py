@@ -4,7 +4,7 @@ Rules of this file:
 
 1. It does not know which side of a call it serves; that is what the subclasses are for.
 2. Reading never waits for writing (helidon #12182): `receive` parses everything at once, whatever is blocked.
-3. What was received stays owed to its sender until the other side's connection has taken it: see `owed`.
+3. What was received stays owed to its sender until the other side's connection has taken it: see `owed` and `slack`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ngh2 import (
     TrailersReceived,
 )
 
-from proxy.http2.engine import Engine
+from proxy.http2.engine import Engine, Limits
 from proxy.http2.limits import LimitExceeded
 from proxy.http2.outbox import Outbox
 
@@ -53,6 +53,10 @@ AHEAD: Final = 1024
 AHEAD_PIECES: Final = 64
 """Bytes of a piece, and pieces, written at most to a transport that is full."""
 
+MAX_SLACK: Final = 4096
+"""The largest `slack`. Most calls and tokens are shorter: they return all of their credit at the call's end, at once,
+instead of watching each message leave (saves 1.1 us of 14 a call, 1 us of 8 a message)."""
+
 
 class Wire(Protocol):
     """The transport below, as far as it is needed here (a part of asyncio.Transport)."""
@@ -73,6 +77,10 @@ class Wire(Protocol):
         """Bytes written that have not left."""
 
 
+def _ignore(_connection: object, _event: Event) -> None:
+    """For events that change nothing here."""
+
+
 class Http2Connection:
     """The engine, its output and the credit it owes. Subclasses define the handlers named in `EVENTS`."""
 
@@ -86,6 +94,7 @@ class Http2Connection:
         "outbox",
         "owed",
         "paused",
+        "slack",
         "tails",
         "waiting",
         "wire",
@@ -95,10 +104,15 @@ class Http2Connection:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls._handlers = {event: getattr(cls, name) for name, event in EVENTS.items() if hasattr(cls, name)}
+        handlers = {event: getattr(cls, name) for name, event in EVENTS.items() if hasattr(cls, name)}
+        # Every event has an entry, so that the hot path need not ask.
+        cls._handlers = dict.fromkeys(Event.__subclasses__(), _ignore) | handlers
 
-    def __init__(self, engine: Engine, outbox: Outbox) -> None:
+    def __init__(self, engine: Engine, limits: Limits, outbox: Outbox) -> None:
         self.engine = engine
+        self.slack = min(MAX_SLACK, limits.stream_window // 4)
+        """Bytes of each of its streams that the peer is owed without being in anybody's `owed`. Less than half of the
+        window, so that the peer can always send on: that brings the total over it, and then they are watched."""
         self.outbox = outbox
         self.wire: Wire | None = None
         self.dirty = False
@@ -108,7 +122,7 @@ class Http2Connection:
         self.closed = False
         """No more engine calls: it failed, or the transport is gone."""
         self.owed: list[Any] = []
-        """Calls with bytes in this engine that their sender has no credit for yet."""
+        """Calls with more bytes in this engine that their sender has no credit for yet than that sender's `slack`."""
         self.tails: list[int] = []
         """Streams to be reset once everything queued on them has left."""
         self.waiting = 0
@@ -163,7 +177,7 @@ class Http2Connection:
         if events:
             self._dispatch(events)
         # A write may have filled the transport's buffer: then nothing was taken yet.
-        if (self.owed or self.tails or self.waiting) and not self.closed:
+        if not self.closed and (self.owed or self.tails or self.waiting or engine.queued_body_size()):
             if self.paused:
                 self._weigh(wire)
                 return
@@ -181,11 +195,8 @@ class Http2Connection:
             self.closed = True
         handlers = self._handlers
         for event in events:
-            handler = handlers.get(type(event))
-            if handler is None:
-                continue
             try:
-                handler(self, event)
+                handlers[type(event)](self, event)
             except LimitExceeded as error:
                 self.on_limit(error)
                 return

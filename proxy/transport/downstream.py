@@ -82,7 +82,7 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
         on_open: Callable[[DownstreamConnection], None],
         on_close: Callable[[DownstreamConnection], None],
     ) -> None:
-        super().__init__(server_engine(limits.engine), outbox)
+        super().__init__(server_engine(limits.engine), limits.engine, outbox)
         self.forwarder = forwarder
         self.limits = limits
         self._on_open = on_open
@@ -310,7 +310,7 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
         """See `Http2Connection.give_up_calls`."""
         queued = self.engine.queued_body_size
         given_up = 0
-        for held, call in sorted(((queued(each.sid), each) for each in self.owed), key=lambda each: -each[0]):
+        for held, call in sorted(((queued(each.sid), each) for each in self.calls.values()), key=lambda each: -each[0]):
             if given_up >= amount or not held:
                 break
             given_up += held
@@ -344,19 +344,16 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
         waiting = engine.queued_body_size()
         stalled = self.stalled
         for call in owed:
+            up = call.up
+            if up is None or up.closed:
+                continue  # nobody to pay
             queued = engine.queued_body_size(call.sid) if waiting else 0
             left = call.response_unacked - queued
             if left > 0:
                 if stalled:
                     stalled.pop(call, None)
-                # `Call.pay_response` written out: twice a call, its frame is 1 % of the call's cost.
-                call.response_unacked = queued
-                up = call.up
-                if up is not None and not up.closed:
-                    up.engine.acknowledge_received_data(left, call.up_sid)
-                    if not up.dirty and up.engine.want_write:
-                        up.mark_dirty()
-            if queued:
+                call.pay_response(left)
+            if queued > up.slack or (queued and call.done):
                 self.owed.append(call)
         if waiting != self.waiting:
             self.outbox.backlog.put(self, waiting)

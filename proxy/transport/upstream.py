@@ -63,7 +63,7 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
     )
 
     def __init__(self, pool: UpstreamPool, limits: Limits, outbox: Outbox) -> None:
-        super().__init__(client_engine(limits), outbox)
+        super().__init__(client_engine(limits), limits, outbox)
         self.pool = pool
         self.calls: dict[int, Call] = {}
         self.ready = False
@@ -288,14 +288,8 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
             queued = engine.queued_body_size(call.up_sid) if waiting else 0
             left = call.request_unacked - queued
             if left > 0:
-                # `Call.pay_request` written out: see the other side's `settle`.
-                call.request_unacked = queued
-                down = call.down
-                if not down.closed:
-                    down.engine.acknowledge_received_data(left, call.sid)
-                    if not down.dirty and down.engine.want_write:
-                        down.mark_dirty()
-            if queued:
+                call.pay_request(left)
+            if queued > call.down.slack:
                 self.owed.append(call)
             elif call.buffered > call.forwarder.small_buffer and call.buffer is not None:
                 call.trim_replay()
@@ -322,8 +316,8 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
         """For each client: bytes that wait for the server in all, and in each of its calls."""
         queued = self.engine.queued_body_size
         clients: dict[Downstream, list[tuple[int, Call]]] = {}
-        for call in self.owed:
-            if call.up is self and not call.done:
+        for call in self.calls.values():
+            if not call.done:
                 clients.setdefault(call.down, []).append((queued(call.up_sid), call))
         return [(sum(held for held, _ in calls), calls) for calls in clients.values()]
 

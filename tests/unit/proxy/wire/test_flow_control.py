@@ -229,3 +229,70 @@ def test_no_byte_is_lost_reordered_or_stuck_whatever_the_windows(
     assert {sid: client.exchanges[sid].body for sid in bodies} == bodies
     assert all(client.exchanges[sid].status == 0 for sid in bodies)
     world.assert_clean()
+
+
+def nothing_owed(world: World) -> None:
+    """Every byte of every stream has been credited to its sender, by the engines' own account."""
+    connections = [*world.proxy.listener.connections]
+    for pool in world.proxy.pools.values():
+        connections += pool.connections
+    for connection in connections:
+        for sid in range(1, 20):
+            with pytest.raises(ValueError, match="exceeds unacknowledged data"):
+                connection.engine.acknowledge_received_data(1, sid)
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 4080, 4096, 4097, 20_000])
+def test_a_calls_end_returns_all_of_its_credit_whatever_its_size(size: int) -> None:
+    world = World().echoing().start()
+    client = world.client()
+    sid = client.request(message("chat-001", "x" * size))
+    world.run()
+    assert client.exchanges[sid].status == 0
+    nothing_owed(world)
+
+
+@pytest.mark.parametrize("size", [1, 3000, 5000])
+@pytest.mark.parametrize("end", ["served", "cancelled", "reset", "client lost"])
+def test_a_streams_end_returns_all_of_its_credit_however_it_ends(end: str, size: int) -> None:
+    world = World()
+    for name in "ABC":
+        world.server(name)
+    client = world.start().client()
+    sid = client.request(message("chat-001", "x"), end=False)
+    world.run()
+    server = world.at(world.owner("chat-001"))
+    server.begin(1)
+    for _ in range(3):
+        client.engine.send_data(sid, frame(b"u" * size))
+        server.engine.send_data(1, frame(b"d" * size))
+        world.run()
+    if end == "served":
+        client.engine.send_data(sid, b"", end_stream=True)
+        server.finish(1)
+    elif end == "cancelled":
+        client.engine.reset_stream(sid)
+    elif end == "reset":
+        server.engine.reset_stream(1)
+    else:
+        client.transport.abort()
+    world.run()
+    nothing_owed(world)
+    world.assert_clean()
+
+
+def test_a_long_stream_of_small_messages_gets_its_credit_on_the_way() -> None:
+    world = World(listener={"stream_window": WINDOW}, upstream={"stream_window": WINDOW})
+    for name in "ABC":
+        world.server(name)
+    client = world.start().client()
+    sid = client.request(message("chat-001", "x"), end=False)
+    world.run()
+    server = world.at(world.owner("chat-001"))
+    server.begin(1)
+    for _ in range(2_000):  # three windows' worth
+        client.engine.send_data(sid, frame(b"u" * 95))
+        server.engine.send_data(1, frame(b"d" * 95))
+        world.run()
+    assert len(server.exchanges[1].body) == 2_000 * 100 + len(message("chat-001", "x"))
+    assert len(client.exchanges[sid].body) == 2_000 * 100
