@@ -8,10 +8,15 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+# An example takes as long as the machine is busy: no verdict about the code.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 _LEAK_PATIENCE = 200
 """Passes of the event loop in which tasks that are ending anyway may end."""

@@ -201,7 +201,7 @@ def test_credit_for_a_response_goes_back_when_the_client_vanishes(ended: bool) -
     assert upstream.closed is False
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     client_window=st.integers(1, 1 << 17),
     server_window=st.integers(1, 1 << 17),
