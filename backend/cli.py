@@ -34,10 +34,10 @@ _FLAGS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a server; returns when it has drained. `argv`: without the command's name, None for the process's own.
 
-    Prints one line on stdout once it listens: `districhat-backend ID ready on HOST:PORT`. Returns 0 after a drain, 1
-    if acknowledged messages could not be written then, 2 if it cannot start as configured, with one line per problem on
-    stderr. Raises SystemExit for `--help` and for
-    unknown flags, as argparse does.
+    Prints one line on stdout once it listens: `districhat-backend ID ready on HOST:PORT`. A second signal cuts
+    the drain's notice short. Returns 0 after a drain, 1 if acknowledged messages could not be written then, 2 if it
+    cannot start as configured, with one line per problem on stderr. Raises SystemExit for `--help` and for unknown
+    flags, as argparse does.
     """
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -51,13 +51,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def _serve(settings: BackendSettings) -> int:
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
+    stop, again = asyncio.Event(), asyncio.Event()
+
+    def signalled() -> None:
+        (again if stop.is_set() else stop).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, signalled)
     server = await ChatServer.start(settings)
     print(f"districhat-backend {settings.id} ready on {server.address}", flush=True)
     await stop.wait()
-    await server.drain()
+    drain, hurry = loop.create_task(server.drain()), loop.create_task(again.wait())
+    await asyncio.wait((drain, hurry), return_when=asyncio.FIRST_COMPLETED)
+    if not drain.done():
+        await server.drain()  # a second signal: the notice is over
+    hurry.cancel()
+    await drain
     return 1 if server.lost else 0
 
 

@@ -112,8 +112,10 @@ class Peers:
     # The server that the chat came to.
 
     def expects(self, chat_id: str, previous_owner: str) -> bool:
-        """Whether `bring` has something to do. Quick: asked with every message."""
-        return bool(previous_owner) or (bool(self._owed) and chat_id in self._owed)
+        """Whether `bring` has something to do, or an earlier message of the chat waits in it. Quick: asked with every
+        message.
+        """
+        return bool(previous_owner) or chat_id in self._owed or chat_id in self._locks
 
     async def bring(self, chat_id: str, previous_owner: str) -> None:
         """Gets what the previous owner has of the session and this server has not, if it can. `previous_owner` may be

@@ -61,7 +61,7 @@ class DataPlane:
         self._reaper: Handle | None = None
         self._deadlines = DeadlineTimer(reactor)
         self.own_health = OwnHealth(lambda: any(endpoint.available for endpoint in cluster.snapshot))
-        self.displaced = DisplacedChats(settings.failback)
+        self.displaced = DisplacedChats(settings.failback, cluster.snapshot)
         listener = settings.listener
         self.forwarder = Forwarder(
             reactor,
@@ -112,7 +112,7 @@ class DataPlane:
         self._settings = settings
         listener = settings.listener
         self.forwarder.configure(request_heads(settings), settings.retry, settings.limits, listener.max_first_message)
-        self.displaced.configure(settings.failback)
+        self.displaced.configure(settings.failback, self.cluster.snapshot, self._reactor.now())
         self.listener.configure(listener)
         self.backlog.configure(settings.limits.max_buffered_per_connection, settings.limits.max_buffered)
         present = set(self.cluster.snapshot)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.cluster.endpoint import Endpoint
 from proxy.cluster.snapshot import ClusterSnapshot
 from proxy.forwarding.deadlines import Timed
+from proxy.forwarding.failback import PREVIOUS_OWNER
 from proxy.forwarding.headers import (
     GRPC_TIMEOUT,
     PREVIOUS_ATTEMPTS,
@@ -258,10 +259,9 @@ class Call:
             if detector.quarantined and (seconds := detector.quarantined_for(key, forwarder.now())):
                 self._turn_back(seconds)
                 return
-            displaced = forwarder.displaced
-            first = displaced.find(key, forwarder.now()) if displaced.chats else None
-            if first is None:
-                first = snapshot.owner(key)
+            first = snapshot.owner(key)
+            if forwarder.displaced.watching:
+                first = self._where_displaced(key, first)
             if first.available:
                 self._offer(first)
                 return
@@ -277,6 +277,18 @@ class Call:
         else:
             self.walk = Walk(forwarder, snapshot, snapshot.least_loaded())
         self._offer_next(self.walk)
+
+    def _where_displaced(self, key: bytes, owner: Endpoint) -> Endpoint:
+        """The server that has the chat of `key`: its owner, unless it was displaced. A chat that moves gets its walk
+        now, so that the server is told, and its answer is noticed.
+        """
+        forwarder = self.forwarder
+        displaced = forwarder.displaced
+        now = forwarder.now()
+        first = displaced.find(key, now) or owner
+        if displaced.moved_from(key, owner, first, now):
+            self._walk()
+        return first
 
     def _offer(self, endpoint: Endpoint) -> None:
         """Give the call to one server's pool, which attaches it to a connection, parks it, or fails the attempt."""
@@ -799,9 +811,18 @@ class Call:
             if not self.request_id:
                 self.request_id = next(self.forwarder.request_ids)
             headers = (*headers, NeverIndexedHeader(REQUEST_ID, self.request_id))
-        if self.walk is not None and self.walk.repeats:
-            attempts = b"%d" % (head.previous_attempts + self.walk.repeats)
+        return headers if self.walk is None else self._headers_of_walk(headers, self.walk)
+
+    def _headers_of_walk(self, headers: Headers, walk: Walk) -> Headers:
+        """What a server is told that is not the call's first choice, or gets a chat that another one had."""
+        forwarder, endpoint, snapshot = self.forwarder, self.endpoint, self.snapshot
+        if walk.repeats:
+            attempts = b"%d" % (self.head.previous_attempts + walk.repeats)
             headers = (*(each for each in headers if each[0] != PREVIOUS_ATTEMPTS), (PREVIOUS_ATTEMPTS, attempts))
+        if self.key and endpoint is not None and snapshot is not None:
+            owner = snapshot.owner(self.key)
+            if before := forwarder.displaced.moved_from(self.key, owner, endpoint, forwarder.now()):
+                headers = (*headers, (PREVIOUS_OWNER, before.encode()))
         return headers
 
 

@@ -23,8 +23,9 @@ REQUEST_ID: Final = b"x-request-id"
 TE_TRAILERS: Final = (b"te", b"trailers")
 INTERNAL_PREFIX: Final = b"x-districhat-"
 """Metadata that only the proxy may write; from a client it is dropped."""
-ADDED: Final = 3 * 32 + 128
-"""Bytes that `grpc-timeout`, `x-request-id` and `grpc-previous-rpc-attempts` can add to a header list."""
+ADDED: Final = 4 * 32 + 128 + 27 + 256
+"""Bytes that `grpc-timeout`, `x-request-id`, `grpc-previous-rpc-attempts` and `x-districhat-previous-owner` (with an
+endpoint's id) can add to a header list."""
 MAX_MEMO: Final = 1024
 """Header lists remembered."""
 MAX_MEMO_LIST: Final = 2048

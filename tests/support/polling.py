@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 _T = TypeVar("_T")
 
@@ -24,6 +24,16 @@ async def eventually(condition: Callable[[], _T], what: str = "the condition", p
             raise AssertionError(f"{what} did not happen within {patience:g} s")
         await asyncio.sleep(_INTERVAL)
     return value
+
+
+async def eventually_answers(ask: Callable[[], Awaitable[bool]], what: str = "the answer") -> None:
+    """Asks until the answer is true. Fails the test, naming `what`, if that does not happen."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + PATIENCE
+    while not await ask():
+        if loop.time() > deadline:
+            raise AssertionError(f"{what} did not happen within {PATIENCE:g} s")
+        await asyncio.sleep(_INTERVAL)
 
 
 async def settled(value: Callable[[], int], what: str, *, calm: float = 0.5) -> int:
