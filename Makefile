@@ -6,6 +6,7 @@ ARGS   ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check format serve proto bench bench-guard bench-faults fault chaos rolling clean
+.PHONY: conformance conformance-tools
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +28,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed-test
 
 $(VENV)/.installed-peers: $(VENV)/.installed-test
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,peers,bench]'
+	@touch $@
+
+$(VENV)/.installed-conformance: $(VENV)/.installed-dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,peers,conformance]'
 	@touch $@
 
 run: $(VENV)/.installed  ## the simulation: chats stick, a server dies, every message still succeeds
@@ -53,6 +58,23 @@ check: $(VENV)/.installed-dev  ## lint, format, types, import rules, generated c
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python proto/generate.py --check
+
+# The programs and sources of the conformance suites. Go fetches a newer toolchain by itself if it is too old.
+TOOLS := build/conformance
+$(TOOLS)/.tools: $(VENV)/.installed-conformance tests/conformance/tools/go.mod tests/conformance/tools/go.sum tests/conformance/tools/fetch.sh
+	@command -v go >/dev/null || { echo "conformance-tools needs Go 1.21 or newer; on Debian: apt-get install golang-go"; exit 1; }
+	@echo "building h2spec and gRPC's interop programs ..."
+	@mkdir -p $(TOOLS)/bin
+	@for package in github.com/summerwind/h2spec/cmd/h2spec github.com/summerwind/h2spec/cmd/h2specd \
+	  google.golang.org/grpc/interop/client google.golang.org/grpc/interop/server google.golang.org/grpc/interop/http2; do \
+	  go -C tests/conformance/tools build -o $(CURDIR)/$(TOOLS)/bin/ $$package || exit 1; done
+	@sh tests/conformance/tools/fetch.sh $(TOOLS)/grpc $(BIN)/python
+	@touch $@
+
+conformance-tools: $(TOOLS)/.tools  ## build and fetch what the conformance suites need: h2spec, gRPC's interop tests (Go, Debian)
+
+conformance: $(TOOLS)/.tools  ## all conformance suites; writes docs/conformance.md
+	@$(BIN)/python -m tests.conformance $(ARGS)
 
 format: $(VENV)/.installed-dev  ## apply the formatter and the safe fixes
 	@$(BIN)/ruff check --fix .

@@ -50,6 +50,14 @@ NOT_HTTP2: Final = (
     b"connection: close\r\n\r\nThis port speaks gRPC over HTTP/2 only.\n"
 )
 
+HTTP1_METHODS: Final = (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH")
+
+
+def _is_http1(data: bytes) -> bool:
+    """Whether a connection that begins so is of a client of HTTP/1: as far as can be told by the first bytes alone."""
+    method = data.partition(b" ")[0]
+    return bool(method) and any(each.startswith(method) for each in HTTP1_METHODS)
+
 
 class DownstreamConnection(Http2Connection, asyncio.Protocol):
     """One client. `on_open` and `on_close` keep the listener's set of connections."""
@@ -254,7 +262,7 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
         if code == ErrorCode.ENHANCE_YOUR_CALM:
             self._exceeded("engine", str(error))
         if wire is not None:
-            if not self.greeted and data[:1].isalpha():
+            if not self.greeted and _is_http1(data):
                 wire.write(NOT_HTTP2)
             else:
                 wire.write(goaway_frame(code, str(error)))

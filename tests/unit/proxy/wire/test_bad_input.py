@@ -38,10 +38,8 @@ def headers(*extra: tuple[bytes, bytes], **replaced: bytes) -> Headers:
 # The port.
 
 
-@pytest.mark.parametrize(
-    "request_line", [b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"POST /a HTTP/1.0\r\n\r\n", b"hello\n"]
-)
-def test_text_that_is_not_http2_is_answered_in_text_and_closed(world: World, request_line: bytes) -> None:
+@pytest.mark.parametrize("request_line", [b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"POST /a HTTP/1.0\r\n\r\n", b"G"])
+def test_http1_is_answered_in_text_and_closed(world: World, request_line: bytes) -> None:
     client = RawClient(world)
     client.transport.write(request_line)
     world.run()
@@ -53,7 +51,9 @@ def test_text_that_is_not_http2_is_answered_in_text_and_closed(world: World, req
 
 
 @pytest.mark.parametrize(
-    "data", [b"\x16\x03\x01\x02\x00\x01\x00\x01", b"\x00" * 64, b"\xff\xff"], ids=["tls", "zeros", "ones"]
+    "data",
+    [b"\x16\x03\x01\x02\x00\x01\x00\x01", b"\x00" * 64, b"\xff\xff", b"hello\n", b" GET"],
+    ids=["tls", "zeros", "ones", "text", "space"],
 )
 def test_bytes_that_are_not_http2_get_a_goaway_and_are_closed(world: World, data: bytes) -> None:
     client = RawClient(world)

@@ -1,0 +1,183 @@
+"""Raw bytes on either side of a proxy in memory: what came back, and whether anything was left behind."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tests.conformance.verdicts import verdict
+from tests.support.wire import World, address_of, echo, endpoints, message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.wire import Client, MemoryTransport
+
+Cut = Callable[[bytes], Iterable[bytes]]
+
+SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+PATIENCE = 120.0
+"""Seconds of the world's clock after which every timer of a connection or call has done its work."""
+
+
+class RawPeer:
+    """A client or a server that keeps what it gets, and sends nothing by itself."""
+
+    def __init__(self) -> None:
+        self.transport: MemoryTransport
+        self.got = b""
+        self.connected = False
+
+    def connection_made(self, transport: MemoryTransport) -> None:
+        """Connected."""
+        self.transport = transport
+        self.connected = True
+
+    def data_received(self, data: bytes) -> None:
+        """Keep it."""
+        self.got += data
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """The proxy closed it."""
+        self.connected = False
+
+    def pause_writing(self) -> None:
+        """Nothing to pause."""
+
+    def resume_writing(self) -> None:
+        """Nothing to resume."""
+
+    def flush(self) -> bool:
+        """Nothing of its own to send."""
+        return False
+
+    def send(self, data: bytes) -> None:
+        """Write, if there is still a connection."""
+        if self.connected and not self.transport.closing:
+            self.transport.write(data)
+
+    @property
+    def verdict(self) -> str:
+        """What the proxy thinks of what it was sent."""
+        return verdict(self.got, closed=not self.connected)
+
+
+class _Bugs(logging.Handler):
+    """Keeps what the proxy reports of its own bugs."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.found.append(self.format(record))
+
+
+@contextmanager
+def no_bugs() -> Iterator[None]:
+    """Fails if the proxy reports a bug of its own meanwhile: those it contains raise nothing."""
+    handler = _Bugs()
+    logger = logging.getLogger("proxy")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+    assert not handler.found, handler.found[0]
+
+
+def whole(data: bytes) -> tuple[bytes, ...]:
+    """In one piece."""
+    return (data,)
+
+
+def raw_client(world: World) -> RawPeer:
+    """A raw client, connected."""
+    peer = RawPeer()
+    world.join(world.proxy.listener.connection(), peer)  # type: ignore[arg-type]
+    world.run()
+    return peer
+
+
+def good_call(world: World) -> None:
+    """A call of a stock client, which must be answered."""
+    client = world.client()
+    sid = client.request(message())
+    world.run()
+    assert client.exchanges[sid].status == 0, client.exchanges[sid]
+    client.transport.abort()
+    world.run()
+
+
+def _send(world: World, peer: RawPeer, data: bytes, cut: Cut, *, paced: bool) -> None:
+    world.cut = whole if paced else cut
+    for piece in cut(data) if paced else (data,):
+        peer.send(piece)
+        world.run()
+    world.cut = whole
+
+
+def replay_client(data: bytes, cut: Cut = whole, *, paced: bool = False) -> str:
+    """A client that sends `data` to a proxy before servers that echo, and then leaves. Returns the proxy's verdict.
+
+    `cut`: into which pieces. They arrive in one pass of the loop, or, if `paced`, each after all that the one before
+    brought about.
+
+    Fails if the proxy raises, reports a bug, keeps anything of the client, or cannot serve the next one.
+    """
+    with no_bugs():
+        world = World().echoing().start()
+        peer = raw_client(world)
+        _send(world, peer, data, cut, paced=paced)
+        found = peer.verdict
+        good_call(world)
+        if peer.connected:
+            peer.transport.abort()
+        world.advance(PATIENCE)
+        world.assert_clean()
+        assert not world.proxy.listener.connections
+        good_call(world)
+        return found
+
+
+def replay_server(data: bytes, cut: Cut = whole, *, paced: bool = False) -> str:
+    """A server that sends its SETTINGS, waits for a request, sends `data`, and then hangs up. Returns the proxy's
+    verdict: what it told the server before that. `cut` and `paced`: as for `replay_client`.
+
+    Fails if the proxy raises, reports a bug, leaves the client's call without an end, keeps anything of it, or cannot
+    serve the next one by a good server.
+    """
+    with no_bugs():
+        world = World(endpoints=endpoints("A"), outlier={"consecutive_failures": 0})
+        peer = RawPeer()
+        world.servers[address_of("A")] = peer  # type: ignore[assignment]
+        world.start()
+        world.servers.clear()  # whatever becomes of this connection, there is no second one for now
+        peer.send(SETTINGS)
+        world.run()
+        client = world.client()
+        sid = client.request(message())
+        world.run()
+        assert sid in world.proxy.pools[world.proxy.cluster.snapshot.by_id["A"]].connections[0].calls
+        _send(world, peer, data, cut, paced=paced)
+        found = peer.verdict
+        world.server("A").on_request = echo
+        if peer.connected:
+            peer.transport.abort()
+        world.run()
+        over(client, sid)
+        world.advance(PATIENCE)
+        good_call(world)
+        client.transport.abort()
+        world.run()
+        world.assert_clean()
+        return found
+
+
+def over(client: Client, sid: int) -> None:
+    """The call has ended: by a status, the end of a response that is not gRPC's, or a reset."""
+    exchange = client.exchanges[sid]
+    assert exchange.ended or exchange.reset is not None, exchange
+    assert not client.goaways, "one server's bytes ended the client's connection"

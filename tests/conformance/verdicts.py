@@ -1,0 +1,50 @@
+"""What an HTTP/2 endpoint had to say about a peer's bytes, as a class that endpoints can be compared by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from proxy.http2 import ErrorCode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+RST_STREAM: Final = 3
+GOAWAY: Final = 7
+
+
+def frames(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Type, flags, stream and payload of each whole frame (RFC 9113, 4.1); a client's preface is skipped."""
+    at = len(PREFACE) if data.startswith(PREFACE) else 0
+    while at + 9 <= len(data):
+        length = int.from_bytes(data[at : at + 3], "big")
+        payload = data[at + 9 : at + 9 + length]
+        yield data[at + 3], data[at + 4], int.from_bytes(data[at + 5 : at + 9], "big") & 0x7FFFFFFF, payload
+        at += 9 + length
+
+
+def code_name(code: int) -> str:
+    """The name of an error code, or its number."""
+    try:
+        return ErrorCode(code).name
+    except ValueError:
+        return str(code)
+
+
+def verdict(data: bytes, *, closed: bool) -> str:
+    """The gravest thing in what an endpoint sent: `GOAWAY code`, `RST code, ...`, `closed`, or `none`.
+
+    NO_ERROR is no verdict: a GOAWAY with it is a farewell, a RST_STREAM with it only ends a request early.
+    """
+    if data.startswith(b"HTTP/1.1 "):
+        return "closed"
+    resets = set()
+    for kind, _, _, payload in frames(data):
+        if kind == GOAWAY and (code := int.from_bytes(payload[4:8], "big")):
+            return f"GOAWAY {code_name(code)}"
+        if kind == RST_STREAM and (code := int.from_bytes(payload[:4], "big")):
+            resets.add(code_name(code))
+    if resets:
+        return f"RST {', '.join(sorted(resets))}"
+    return "closed" if closed else "none"
