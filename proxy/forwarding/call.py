@@ -28,8 +28,9 @@ from proxy.forwarding.headers import (
     REQUEST_ID,
     Headers,
     RequestHead,
-    grpc_status,
     read_refusal,
+    sole_status,
+    with_status,
 )
 from proxy.forwarding.peers import Downstream, Upstream
 from proxy.forwarding.retry import Outcome
@@ -37,7 +38,7 @@ from proxy.forwarding.walk import Walk
 from proxy.grpc_wire.errors import CallRejected
 from proxy.grpc_wire.fields import ABSENT, PENDING
 from proxy.grpc_wire.message import FirstMessage, find_key
-from proxy.grpc_wire.status import Status, trailers, trailers_only
+from proxy.grpc_wire.status import Status, from_http_status, trailers, trailers_only
 from proxy.grpc_wire.timeout import InvalidTimeout, format_timeout, parse_timeout
 from proxy.http2 import ErrorCode, NeverIndexedHeader, StreamUnavailableError
 
@@ -450,7 +451,7 @@ class Call:
         why, pushback = read_refusal(headers, server_is_stopping=up.draining)
         if why is None or pushback is None:
             return False
-        self._report(headers)
+        self._report(sole_status(headers), headers[0][1])
         if pushback > self._patience():
             return False
         if pushback:
@@ -508,16 +509,15 @@ class Call:
             self.try_timer.stop()
             self.try_timer = None
 
-    def _report(self, headers: Headers) -> None:
-        """Tell those who watch the servers how this one answered, by the headers with its status."""
-        status = grpc_status(headers)
+    def _report(self, status: bytes | None, http: bytes = b"200") -> None:
+        """Tell those who watch the servers how this one answered: its grpc-status, if there is one, and HTTP status."""
         forwarder = self.forwarder
         detector = forwarder.detector
         endpoint = self.endpoint
         if endpoint is None or self.reported:
             return
         self.reported = True
-        if status == UNAVAILABLE or (status is None and headers[0][1] in HTTP_UNAVAILABLE):
+        if status == UNAVAILABLE or (status is None and http in HTTP_UNAVAILABLE):
             detector.failed(endpoint, self.key, forwarder.now())
         elif detector.troubled:
             detector.succeeded(endpoint, self.key)
@@ -536,7 +536,7 @@ class Call:
 
     def response_headers(self, headers: Headers, *, end_stream: bool) -> None:
         """The server's response begins (or, a trailers-only response, is all there)."""
-        if (end_stream or headers[0][1] != b"200") and self._answer_is_repeated(headers, end_stream=end_stream):
+        if (end_stream or headers[0][1] != b"200") and self._is_dealt_with(headers, end_stream=end_stream):
             return
         self.buffer = None
         if self.kept:
@@ -553,15 +553,27 @@ class Call:
         down.engine.send_response(self.sid, headers, end_stream=end_stream)
         if not down.dirty:
             down.mark_dirty()
-        if end_stream or headers[0][1] != b"200":
-            self._report(headers)
         if end_stream:
             self._response_ended()
+
+    def _is_dealt_with(self, headers: Headers, *, end_stream: bool) -> bool:
+        """Whether this answer, which is no beginning of a good response, is not to be passed on."""
+        if self._answer_is_repeated(headers, end_stream=end_stream):
+            return True
+        http = headers[0][1]
+        status = sole_status(headers)
+        self._report(status, http)
+        if status is None:
+            # Not from a gRPC server. Its body, if any, is nothing that the client could make use of.
+            if not (end_stream and self.request_ended):
+                self._abandon(ErrorCode.CANCEL)
+            self.refuse(*self._missing_status(http))
+        return status is None
 
     def response_data(self, data: bytes, *, end_stream: bool) -> None:
         """A piece of the response body. `end_stream`: the last one, with no trailers after it."""
         down = self.down
-        down.engine.send_data(self.sid, data, end_stream=end_stream)
+        down.engine.send_data(self.sid, data)
         unacked = self.response_unacked
         self.response_unacked = grown = unacked + len(data)
         up = self.up
@@ -570,19 +582,27 @@ class Call:
         if not down.dirty:
             down.mark_dirty()
         if end_stream:
-            self._response_ended()
+            self.response_trailers(())
 
     def response_trailers(self, headers: Headers) -> None:
-        """The response ends with its status."""
+        """The response ends with its status. One is made up for it if it has none, or several."""
         down = self.down
+        status = sole_status(headers)
+        if status is None:
+            headers = with_status(headers, *self._missing_status(b"200"))
         down.engine.send_trailers(self.sid, headers)
         if not down.dirty:
             down.mark_dirty()
-        self._report(headers)
+        self._report(status)
         if self.request_ended:
             self._end()
         else:
             self._response_ended()
+
+    def _missing_status(self, http: bytes) -> tuple[Status, str]:
+        """What a response with the HTTP status `http` counts as that does not say one grpc-status."""
+        server = self.endpoint.id if self.endpoint is not None else "the server"
+        return from_http_status(int(http)), f"{server}: answered HTTP {http.decode()} without one grpc-status"
 
     def broken(self) -> None:
         """A bug of the proxy met this call: end it on both sides, with as little of our own code as can be."""

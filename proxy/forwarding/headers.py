@@ -12,7 +12,7 @@ from typing import Final
 from proxy.forwarding.routes import Route, RouteTable
 from proxy.forwarding.settings import KeySource, RouteSettings
 from proxy.grpc_wire.fields import DEFAULT_MAX_KEY
-from proxy.grpc_wire.status import Status, trailers_only
+from proxy.grpc_wire.status import Status, trailers, trailers_only
 from proxy.grpc_wire.timeout import format_timeout
 from proxy.http2 import Header
 
@@ -194,12 +194,23 @@ _TRY_AGAIN = {
 _HTTP_TRY_AGAIN = frozenset({b"502", b"503", b"504"})
 
 
-def grpc_status(headers: Headers) -> bytes | None:
-    """The value of `grpc-status`, if it is there."""
+def sole_status(headers: Headers) -> bytes | None:
+    """The value of `grpc-status`, if it is there once (gRPC over HTTP/2: Trailers -> Status [Status-Message] ...)."""
+    found = None
     for name, value in headers:
         if name == b"grpc-status":
-            return value
-    return None
+            if found is not None:
+                return None
+            found = value
+    return found
+
+
+def with_status(headers: Headers, status: Status, message: str) -> Headers:
+    """Trailers with this status instead of what they say about one."""
+    return (*(each for each in headers if each[0] not in _STATUS_FIELDS), *trailers(status, message))
+
+
+_STATUS_FIELDS: Final = (b"grpc-status", b"grpc-message", b"grpc-status-details-bin")
 
 
 def read_refusal(headers: Headers, *, server_is_stopping: bool) -> tuple[str | None, float | None]:

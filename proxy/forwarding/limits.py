@@ -84,8 +84,8 @@ class LimitCounters:
         self.stall_timeout = 0
         """`listener.stall_timeout`: a call ended because its client took none of its bytes."""
         self.unreleased_streams = 0
-        """`listener.max_concurrent_streams`: as many more were reset than servers were told of, and a client lost its
-        connection."""
+        """`listener.max_concurrent_streams`, or 100: as many more were reset than servers were told of, and a client
+        lost its connection."""
         self.waiting_calls = 0
         """`upstream.max_waiting`: a call was turned away."""
 

@@ -39,20 +39,11 @@ MAX_MESSAGE_BYTES = 1024
 
 # PROTOCOL-HTTP2.md, "Responses": everything outside space .. tilde, and the percent sign itself, is encoded.
 _MUST_ENCODE = re.compile(rb"[^ -$&-~]")
-_ENCODED = re.compile(rb"%([0-9A-Fa-f]{2})")
 
 
 def percent_encode(message: str) -> bytes:
     """A status message as the value of `grpc-message`: UTF-8, percent-encoded. Lone surrogates become `?`."""
     return _MUST_ENCODE.sub(lambda match: b"%%%02X" % match[0][0], message.encode("utf-8", "replace"))
-
-
-def percent_decode(value: bytes) -> str:
-    """The status message in a `grpc-message`. Never fails, as the specification demands.
-
-    A `%` without two hex digits stands for itself, and bytes that are not UTF-8 become U+FFFD.
-    """
-    return _ENCODED.sub(lambda match: bytes((int(match[1], 16),)), value).decode("utf-8", "replace")
 
 
 def trailers(status: Status, message: str = "") -> Headers:

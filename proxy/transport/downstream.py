@@ -41,6 +41,8 @@ WRITE_HIGH_WATER: Final = 262_144
 LAST_WORDS: Final = 1.0
 """Seconds that a client gets to read what was written before its connection is closed."""
 
+MIN_UNRELEASED: Final = 100
+"""Streams that may be reset faster than servers are told in any case: they are told once in a pass of the loop."""
 DRAIN_PING: Final = b"draining"
 FRAME_PING: Final = b"in-frame"
 """What our PINGs carry: one follows the GOAWAY of a drain, the other asks whether the client can answer at all."""
@@ -224,7 +226,7 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
             raise LimitExceeded(
                 "premature_resets", f"more than {burst} streams, and {rate} a second, were reset before their response"
             )
-        if self.unreleased > self.limits.engine.max_concurrent_streams:
+        if self.unreleased > max(MIN_UNRELEASED, self.limits.engine.max_concurrent_streams):
             raise LimitExceeded(
                 "unreleased_streams", f"{self.unreleased} streams were reset faster than servers hear of it"
             )

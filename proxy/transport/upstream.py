@@ -196,7 +196,8 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
             if not self.pool.take_back(call):
                 call.attempt_failed(Outcome.REFUSED, "refused the call (REFUSED_STREAM)")
         elif code in (ErrorCode.INADEQUATE_SECURITY, ErrorCode.HTTP_1_1_REQUIRED):
-            call.attempt_failed(Outcome.UNSUITABLE, f"refused the connection's set-up ({code_name(code)})")
+            why = f"refused the connection's set-up ({code_name(code)})"
+            call.attempt_failed(Outcome.UNSUITABLE, why, from_rst_code(code))
         else:
             blame = code not in (ErrorCode.NO_ERROR, ErrorCode.CANCEL)
             why = f"reset the call ({code_name(code)})"

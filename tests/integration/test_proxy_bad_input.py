@@ -304,12 +304,23 @@ async def test_a_key_that_does_not_come_within_the_limit_is_refused_and_reaches_
     assert not server.calls
 
 
-async def test_headers_beyond_the_limit_end_the_connection_of_that_client_only(
+async def test_headers_beyond_the_limit_cost_that_call_only(proxy: ProxyProcess, server: EchoServer) -> None:
+    async with raw_client(proxy.port) as client:
+        for extra in ([(b"long", b"v" * 10_000), (b"longer", b"v" * 10_000)], [(b"n%d" % n, b"") for n in range(120)]):
+            stream = client.request("/any.Service/Unary", *extra, end=True)
+            assert (await client.over(stream)).status == RESOURCE_EXHAUSTED
+        stream = client.request(KEYED)
+        client.send(stream, framed(keyed("chat")), end=True)
+        assert (await client.over(stream)).status == b"0"
+    assert len(server.calls) == 1
+
+
+async def test_headers_far_beyond_the_limit_end_the_connection_of_that_client_only(
     proxy: ProxyProcess, server: EchoServer
 ) -> None:
     async with raw_client(proxy.port) as good:
         waiting = good.request(KEYED)
-        for extra in ([(b"long", b"v" * 15_000), (b"longer", b"v" * 15_000)], [(b"n%d" % n, b"") for n in range(200)]):
+        for extra in ([(b"long%d" % n, b"v" * 15_000) for n in range(3)], [(b"n%d" % n, b"") for n in range(250)]):
             async with raw_client(proxy.port) as client:
                 client.request("/any.Service/Unary", *extra, end=True)
                 await client.until(lambda client=client: client.goaways or client.closed.is_set(), "the end")

@@ -181,7 +181,7 @@ def test_streams_count_until_the_server_has_been_told_of_their_reset() -> None:
     server = world.owner("chat-001")
     upstream = world.proxy.pools[world.proxy.cluster.snapshot.by_id[server]].connections[0]
     upstream.pause_writing()  # the server reads nothing
-    cancel_at_once(world, client, 10)
+    cancel_at_once(world, client, 100)
     assert client.connected
     cancel_at_once(world, client, 1)
     assert client.goaways[-1].error_code == CALM
@@ -189,7 +189,7 @@ def test_streams_count_until_the_server_has_been_told_of_their_reset() -> None:
     other = world.client()
     upstream.resume_writing()
     world.run()
-    cancel_at_once(world, other, 100)
+    cancel_at_once(world, other, 200)
     assert other.connected
     world.assert_clean()
 
