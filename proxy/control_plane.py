@@ -16,6 +16,7 @@ from proxy.cluster.outlier import OutlierDetector
 from proxy.control.health import HealthChecker
 from proxy.control.outlier_sweeper import OutlierSweeper
 from proxy.transport.slices import in_passes
+from proxy.transport.tls import Tls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from proxy.cluster.endpoint import Endpoint
     from proxy.settings import Settings
     from proxy.transport.reactor import Reactor
+    from proxy.transport.tls import EndpointTls
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,8 @@ class ControlPlane:
 
     def __init__(self, settings: Settings, cluster: Cluster, reactor: Reactor) -> None:
         self.cluster = cluster
+        self._reactor = reactor
+        self._tls = Tls(None, settings.upstream.tls)
         self.events = EventBus()
         """What happens to the servers, for the operator."""
         self.journal = EndpointJournal(self.events)
@@ -60,6 +64,7 @@ class ControlPlane:
             cluster.snapshot,
             settings.health,
             addresses=_check_addresses(settings),
+            secured=self._secured_checks(settings, cluster.snapshot),
             on_success=self._passed_a_check,
             chance=reactor.random,
         )
@@ -75,11 +80,13 @@ class ControlPlane:
     async def start(self) -> None:
         """Begin to watch the servers. Returns when each has been checked once, or the time for that is over."""
         self.start_sweeping()
+        self._tls.watch(self._reactor)
         await self._checker.start()
 
     async def stop(self) -> None:
         """Watch no more. May be called without `start`."""
         self._sweeper.stop()
+        self._tls.stop()
         await self._checker.stop()
 
     async def apply(self, settings: Settings) -> int:
@@ -92,7 +99,8 @@ class ControlPlane:
         assert planes is not None  # noqa: S101 - see `speak_to`
         succession = await in_passes(self.cluster.succession(settings.endpoints, settings.ring))
         self.prepare(settings, succession)
-        await self._checker.configure(succession.weights, settings.health, _check_addresses(settings))
+        secured = self._secured_checks(settings, succession.weights)
+        await self._checker.configure(succession.weights, settings.health, _check_addresses(settings), secured)
         self.switch(settings, succession)
         await planes.applied()
         return self.cluster.snapshot.version
@@ -113,6 +121,14 @@ class ControlPlane:
         if self._data_planes is not None:
             self._data_planes.apply(settings)
         self.events.publish("reloaded", detail=f"snapshot {self.cluster.snapshot.version}")
+
+    def _secured_checks(self, settings: Settings, endpoints: Iterable[Endpoint]) -> dict[str, EndpointTls]:
+        """Of the endpoints that are checked over TLS, by id."""
+        tls = self._tls.upstream
+        if tls is None:
+            return {}
+        secured = {each.id for each in settings.endpoints if (each.tls if each.check_tls is None else each.check_tls)}
+        return {each.id: tls.of(each) for each in endpoints if each.id in secured}
 
     def _passed_a_check(self, endpoint: Endpoint) -> None:
         if self.detector.checked_healthy(endpoint):

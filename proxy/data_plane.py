@@ -8,6 +8,8 @@ calls has the one without the other.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -23,6 +25,8 @@ from proxy.http2 import Backlog, Limits, Outbox
 from proxy.transport.deadline_timer import DeadlineTimer
 from proxy.transport.listener import Listener
 from proxy.transport.pool import UpstreamPool
+from proxy.transport.reactor import CLOSE_NOTIFY_TIMEOUT
+from proxy.transport.tls import Tls
 
 if TYPE_CHECKING:
     import socket
@@ -47,7 +51,9 @@ class DataPlane:
     """Listener, calls, pools: `open`, `start`, `serve`; then `drain` and `close`."""
 
     def __init__(self, settings: Settings, cluster: Cluster, detector: OutlierDetector, reactor: Reactor) -> None:
-        """`detector`: is told how calls end, and asked which keys are quarantined."""
+        """`detector`: is told how calls end, and asked which keys are quarantined. Raises ConfigError for certificates
+        and keys that are no good.
+        """
         self._settings = settings
         self._reactor = reactor
         self.cluster = cluster
@@ -56,6 +62,7 @@ class DataPlane:
         limits = settings.limits
         self.backlog = Backlog(limits.max_buffered_per_connection, limits.max_buffered, self.watch.exceeded)
         self.outbox = Outbox(reactor.call_soon, self.backlog)
+        self.tls = Tls(settings.listener.tls, settings.upstream.tls)
         self.pools: dict[Endpoint, UpstreamPool] = {}
         """Also those of removed endpoints, until the last of their calls is over."""
         self._reaper: Handle | None = None
@@ -78,7 +85,7 @@ class DataPlane:
             max_first_message=listener.max_first_message,
             request_ids=request_ids(reactor.random),
         )
-        self.listener = Listener(self.forwarder, listener, reactor, self.outbox)
+        self.listener = Listener(self.forwarder, listener, reactor, self.outbox, self.tls.downstream)
         self._add_pools(cluster.snapshot, settings.upstream)
 
     async def open(self, address: Address, inherited: Sequence[socket.socket] = ()) -> Address:
@@ -87,6 +94,7 @@ class DataPlane:
 
     def start(self) -> None:
         """Connect to the endpoints."""
+        self.tls.watch(self._reactor)
         for pool in self.pools.values():
             pool.start()
 
@@ -132,7 +140,7 @@ class DataPlane:
         added = []
         for endpoint in endpoints:
             endpoint.notify = self._availability_changed
-            pool = UpstreamPool(endpoint, settings, limits, self._reactor, self.outbox)
+            pool = UpstreamPool(endpoint, settings, limits, self._reactor, self.outbox, self.tls.upstream)
             self.pools[endpoint] = pool
             added.append(pool)
         return added
@@ -161,10 +169,18 @@ class DataPlane:
     def close(self) -> None:
         """Close the connections to the endpoints at once."""
         self._deadlines.cancel()
+        self.tls.stop()
         if self._reaper is not None:
             self._reaper.cancel()
         for pool in self.pools.values():
             pool.close()
+
+    async def closed(self) -> None:
+        """Returns after `close` when the last of these connections is gone, or should be."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * CLOSE_NOTIFY_TIMEOUT):
+                for pool in self.pools.values():
+                    await pool.closed()
 
     def _availability_changed(self, _endpoint: Endpoint) -> None:
         self.own_health.update()

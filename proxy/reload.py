@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NEEDS_RESTART: Final = ("listener.address", "admin")
-"""Keys, or whole sections, that a running process cannot change: their ports are bound."""
+NEEDS_RESTART: Final = ("listener.address", "listener.socket_mode", "listener.tls", "upstream.tls", "admin")
+"""Keys, or whole sections, that a running process cannot change: of ports that are bound, and of files that are watched
+by themselves."""
 
 
 class Change(NamedTuple):

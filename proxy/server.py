@@ -23,9 +23,11 @@ from proxy.errors import ConfigError
 from proxy.reload import Reloader
 from proxy.settings import Settings
 from proxy.transport.reactor import AsyncioReactor, Reactor, reason
+from proxy.transport.socket_file import SocketFile
 from proxy.transport.takeover import Handover, Takeover
 
 if TYPE_CHECKING:
+    import socket
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,8 @@ class Proxy:
         self.control = ControlPlane(settings, cluster, reactor)
         self.data = DataPlane(settings, cluster, self.control.detector, reactor)
         self.control.speak_to(self.data)
+        path = Address.parse(settings.listener.address).path
+        self.socket_file = SocketFile(path) if path else None
         self.reloader = Reloader(config_file, settings, self.control.apply)
         views = RingViews()
         self.admin_port = LocalProxy(
@@ -78,7 +82,10 @@ class Proxy:
         address = Address.parse(self.reloader.settings.listener.address)
         takeover = await Takeover.begin(address) if take_over else None
         try:
-            opened = await self.data.open(address, takeover.sockets if takeover is not None else ())
+            sockets = takeover.sockets if takeover is not None else []
+            if self.socket_file is not None:
+                sockets = self._take_socket_file(self.socket_file, sockets)
+            opened = await self.data.open(address, sockets)
             # Only then, so that a port in use is said at once; and before the first client, so that none meets a server
             # that nobody has looked at.
             self.data.start()
@@ -89,12 +96,20 @@ class Proxy:
             self.data.close()
             if takeover is not None:
                 takeover.close()
+            elif self.socket_file is not None:
+                self.socket_file.remove()
             raise ConfigError([f"listener.address: cannot listen on {address}: {reason(error)}"]) from error
         if takeover is not None:
             await takeover.confirm()
             log.info("took over %s", opened)
         await self._start_admin(patient=take_over)
         return opened
+
+    def _take_socket_file(self, file: SocketFile, inherited: list[socket.socket]) -> list[socket.socket]:
+        if inherited:
+            file.adopt()
+            return inherited
+        return [file.bind(int(self.reloader.settings.listener.socket_mode, 8))]
 
     async def _start_admin(self, *, patient: bool) -> None:
         # Calls matter more than who watches them: only an address that was asked for, and cannot be had, is a mistake.
@@ -109,14 +124,17 @@ class Proxy:
     async def stop(self, *, replaced: bool = False) -> int:
         """Finish the running calls within the grace and close everything. Returns how many calls were cut off.
 
-        `replaced`: by a successor, who shall have the admin server's port now.
+        `replaced`: by a successor, who shall have the admin server's port now, and has the listener's.
         """
         if replaced:
             await self.admin.stop()
+        elif self.socket_file is not None:
+            self.socket_file.remove()
         cut_off = await self.data.drain()
         await self.admin.stop()
         await self.control.stop()
         self.data.close()
+        await self.data.closed()
         return cut_off
 
 

@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 
 from proxy.admin.settings import AdminSettings
 from proxy.balancing.settings import RingSettings
+from proxy.cluster.address import Address
 from proxy.cluster.outlier import OutlierSettings
 from proxy.cluster.settings import EndpointSettings
 from proxy.config_problems import key_path, problems_of, shown, unknown_key
@@ -86,6 +87,8 @@ def load_settings(path: Path | None, environ: Mapping[str, str] | None = None) -
     for index, text in _duplicate_ids(data).items():
         found.pop("endpoints", None)  # the same, said less precisely
         found.setdefault(key_path(("endpoints", index, "id")), text)
+    if not found:
+        found = _nameless(settings)
     problems = [f"{key}: {text}" for key, text in found.items()] + environment.problems
     if problems:
         raise ConfigError(problems)
@@ -182,6 +185,18 @@ def _merged(below: Mapping[str, object], above: Mapping[str, object]) -> dict[st
         old = result.get(key)
         result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return result
+
+
+def _nameless(settings: Settings) -> dict[str, str]:
+    """What to say about each endpoint that TLS would have no name to verify for."""
+    tls = settings.upstream.tls
+    if tls is None or tls.server_name is not None or tls.allowed_servers:
+        return {}
+    return {
+        key_path(("endpoints", index, "server_name")): "is required: a unix socket has no host that a certificate names"
+        for index, endpoint in enumerate(settings.endpoints)
+        if endpoint.tls and endpoint.server_name is None and Address.parse(endpoint.address).path
+    }
 
 
 def _duplicates(ids: Iterable[object]) -> dict[int, str]:

@@ -63,8 +63,8 @@ class AdminServer:
             self._trying = asyncio.get_running_loop().create_task(self._keep_trying(self._runner), name="admin port")
 
     async def _listen(self, runner: web.AppRunner) -> None:
-        host, port = Address.parse(self._settings.address)
-        site = web.TCPSite(runner, host, port)
+        address = Address.parse(self._settings.address)
+        site = web.TCPSite(runner, address.host, address.port)
         try:
             await site.start()
         except OSError:

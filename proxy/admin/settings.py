@@ -39,8 +39,8 @@ class AdminSettings(BaseModel):
     @field_validator("address")
     @classmethod
     def _is_an_address(cls, value: str) -> str:
-        if value:
-            Address.parse(value)
+        if value and Address.parse(value).path:
+            raise ValueError(f"the admin server has no unix sockets: expected host:port, got {value!r}")
         return value
 
     @field_validator("token")

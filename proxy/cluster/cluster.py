@@ -1,8 +1,8 @@
 """The servers behind the proxy, as they are now, and how they change.
 
-The endpoints of a new configuration are matched with the present ones by id and address. Whoever is in both keeps its
-`Endpoint`, and with it its connections, its calls and whatever is said against it. A server under a new address is a
-new server with an old name: its chats stay, since the id alone decides about those.
+The endpoints of a new configuration are matched with the present ones by id and by how they are reached. Whoever is in
+both keeps its `Endpoint`, and with it its connections, its calls and whatever is said against it. A server under a new
+address is a new server with an old name: its chats stay, since the id alone decides about those.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Cluster:
         added = []
         for each in endpoints:
             endpoint = present.by_id.get(each.id)
-            if endpoint is None or endpoint.address != Address.parse(each.address):
+            if endpoint is None or not _is_reached(endpoint, each):
                 endpoint = _endpoint(each)
                 added.append(endpoint)
             weights[endpoint] = each.weight
@@ -72,4 +72,14 @@ class Cluster:
 
 
 def _endpoint(settings: EndpointSettings) -> Endpoint:
-    return Endpoint(settings.id, Address.parse(settings.address), settings.weight)
+    address = Address.parse(settings.address)
+    return Endpoint(settings.id, address, settings.weight, tls=settings.tls, server_name=settings.server_name)
+
+
+def _is_reached(endpoint: Endpoint, settings: EndpointSettings) -> bool:
+    """Whether connections to `endpoint` are what the settings ask for."""
+    return (endpoint.address, endpoint.tls, endpoint.server_name) == (
+        Address.parse(settings.address),
+        settings.tls,
+        settings.server_name,
+    )

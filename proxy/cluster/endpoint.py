@@ -36,12 +36,24 @@ class Endpoint:
     cause begins or ceases to speak against the server.
     """
 
-    __slots__ = ("_blocks", "active", "address", "available", "id", "notify", "watch", "weight")
+    __slots__ = ("_blocks", "active", "address", "available", "id", "notify", "server_name", "tls", "watch", "weight")
 
-    def __init__(self, endpoint_id: str, address: Address, weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        endpoint_id: str,
+        address: Address,
+        weight: float = 1.0,
+        *,
+        tls: bool = True,
+        server_name: str | None = None,
+    ) -> None:
         self.id = endpoint_id
         self.address = address
         self.weight = weight
+        self.tls = tls
+        """Connections to it are secured, where any are."""
+        self.server_name = server_name
+        """What its certificate calls it, if that is not what the settings call all, nor the host of its address."""
         self.available = True
         self.active = 0
         """Calls it has been given and not finished."""

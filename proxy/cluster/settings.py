@@ -15,15 +15,24 @@ class EndpointSettings(BaseModel):
     id: str = Field(min_length=1, max_length=256)
     """Unique, stable name."""
     address: str
-    """`host:port`; an IPv6 host in brackets."""
+    """`host:port`, an IPv6 host in brackets; or `unix:/path`."""
     weight: float = Field(default=1.0, gt=0, le=1000, allow_inf_nan=False)
     """Share of the ring relative to the others; `ring.virtual_nodes` x weight points."""
     check_address: str | None = None
-    """`host:port` that is asked about its health. None: the address itself."""
+    """`host:port` or `unix:/path` that is asked about its health. None: the address itself."""
+    tls: bool = True
+    """Whether connections to it are secured, if `[upstream.tls]` is there."""
+    check_tls: bool | None = None
+    """Whether its health checks are. None: as `tls` says."""
+    server_name: str | None = Field(default=None, min_length=1, max_length=253)
+    """The name that its certificate must have, and that it is told (SNI). None: `upstream.tls.server_name`, else the
+    host of its address."""
 
     @field_validator("address", "check_address")
     @classmethod
     def _is_an_address(cls, value: str | None) -> str | None:
-        if value is not None and Address.parse(value).port == 0:
-            raise ValueError(f"a server needs its real port, got {value!r}")
+        if value is not None:
+            address = Address.parse(value)
+            if not address.path and address.port == 0:
+                raise ValueError(f"a server needs its real port, got {value!r}")
         return value

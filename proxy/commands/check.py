@@ -10,6 +10,7 @@ from proxy.commands import config
 from proxy.errors import ConfigError
 from proxy.forwarding.settings import BUILT_IN_ROUTES
 from proxy.settings import load_settings
+from proxy.transport.tls import Tls
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +26,7 @@ def check(config_file: Path | None, *, as_json: bool) -> int:
     try:
         path = config.find(config_file)
         settings = load_settings(path)
+        Tls(settings.listener.tls, settings.upstream.tls)  # for what it finds wrong with the files
     except ConfigError as error:
         if not as_json:
             raise

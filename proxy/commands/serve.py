@@ -19,5 +19,8 @@ def serve(config_file: Path | None, *, take_over: bool) -> int:
     path = config.find(config_file)
     settings = load_settings(path)
     from proxy import server  # noqa: PLC0415 - the data path is loaded only once the settings are known to be good
+    from proxy.transport.tls import Tls  # noqa: PLC0415 - as above
+
+    Tls(settings.listener.tls, settings.upstream.tls)  # so that all that is wrong with the files is said at once
 
     return server.serve(settings, path, take_over=take_over)

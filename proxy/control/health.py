@@ -25,6 +25,7 @@ from proxy.cluster.endpoint import Cause, Endpoint
 from proxy.cluster.health import HealthState, Sign
 from proxy.control.probe import NOT_THERE, Answer, Probe
 from proxy.control.settings import HealthSettings
+from proxy.transport.tls import EndpointTls
 
 log = logging.getLogger(__name__)
 
@@ -55,27 +56,29 @@ class HealthChecker:
         settings: HealthSettings,
         *,
         addresses: Mapping[str, Address] | None = None,
+        secured: Mapping[str, EndpointTls] | None = None,
         on_success: Callable[[Endpoint], object] | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """`addresses`: by id, of endpoints that are checked elsewhere than where they serve. `on_success` is called
-        after every passed check; while it flips, after the flip. `chance`: numbers from 0 up to, not including, 1.
+        """`addresses`: by id, of endpoints that are checked elsewhere than where they serve. `secured`: by id, of those
+        that are checked over TLS. `on_success` is called after every passed check; while it flips, after the flip.
+        `chance`: numbers from 0 up to, not including, 1.
         """
         self._on_success = on_success or _nobody
         self._chance = chance
         self._settings = settings
         self._slots = asyncio.Semaphore(settings.max_concurrent_checks)
-        self._addresses: dict[Endpoint, Address] = {}
+        self._targets: dict[Endpoint, tuple[Address, EndpointTls | None]] = {}
         self._checks: dict[Endpoint, EndpointCheck] = {}
         self._tasks: dict[Endpoint, asyncio.Task[None]] = {}
-        self._add(endpoints, addresses or {})
+        self._add({each: _target(each, addresses or {}, secured or {}) for each in endpoints})
 
-    def _add(self, endpoints: Iterable[Endpoint], addresses: Mapping[str, Address]) -> list[EndpointCheck]:
+    def _add(self, targets: Mapping[Endpoint, tuple[Address, EndpointTls | None]]) -> list[EndpointCheck]:
         added = []
         if self._settings.kind != "off":
-            for endpoint in endpoints:
-                address = self._addresses[endpoint] = addresses.get(endpoint.id, endpoint.address)
-                probe = Probe(address, self._settings)
+            for endpoint, (address, tls) in targets.items():
+                self._targets[endpoint] = address, tls
+                probe = Probe(address, self._settings, tls)
                 check = EndpointCheck(endpoint, probe, self._settings, self._slots, self._on_success, self._chance)
                 self._checks[endpoint] = check
                 added.append(check)
@@ -88,21 +91,25 @@ class HealthChecker:
         await self._begin(list(self._checks.values()))
 
     async def configure(
-        self, endpoints: Iterable[Endpoint], settings: HealthSettings, addresses: Mapping[str, Address]
+        self,
+        endpoints: Iterable[Endpoint],
+        settings: HealthSettings,
+        addresses: Mapping[str, Address],
+        secured: Mapping[str, EndpointTls],
     ) -> None:
         """Once started: check these endpoints by these settings from now on. The checks of those that stay go on as
         they are, unless the settings have changed. Returns as `start` does, for the endpoints that are new.
         """
-        wanted = {endpoint: addresses.get(endpoint.id, endpoint.address) for endpoint in endpoints}
+        wanted = {endpoint: _target(endpoint, addresses, secured) for endpoint in endpoints}
         changed = settings != self._settings
-        await self._end([each for each in self._checks if changed or wanted.get(each) != self._addresses[each]])
+        await self._end([each for each in self._checks if changed or wanted.get(each) != self._targets[each]])
         if changed:
             self._settings = settings
             self._slots = asyncio.Semaphore(settings.max_concurrent_checks)
         if settings.kind == "off":
             for endpoint in wanted:
                 endpoint.unblock(Cause.HEALTH)
-        await self._begin(self._add([each for each in wanted if each not in self._checks], addresses))
+        await self._begin(self._add({each: wanted[each] for each in wanted if each not in self._checks}))
 
     async def _begin(self, checks: Sequence[EndpointCheck]) -> None:
         loop = asyncio.get_running_loop()
@@ -122,7 +129,7 @@ class HealthChecker:
     async def _end(self, endpoints: Sequence[Endpoint]) -> None:
         tasks = [self._tasks.pop(each) for each in endpoints if each in self._tasks]
         for endpoint in endpoints:
-            del self._checks[endpoint], self._addresses[endpoint]
+            del self._checks[endpoint], self._targets[endpoint]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -254,6 +261,13 @@ class EndpointCheck:
         if watch is not None:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
+
+
+def _target(
+    endpoint: Endpoint, addresses: Mapping[str, Address], secured: Mapping[str, EndpointTls]
+) -> tuple[Address, EndpointTls | None]:
+    """Where and how it is checked."""
+    return addresses.get(endpoint.id, endpoint.address), secured.get(endpoint.id)
 
 
 def _nobody(_endpoint: Endpoint) -> None:

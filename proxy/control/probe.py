@@ -8,7 +8,9 @@ in its back-off fails without having tried, and would see a server's return late
 cut revives only when the kernel retransmits, which after an hour's silence takes minutes. (Envoy, too, closes a health
 check's connection when the check times out.)
 
-There is no TLS to endpoints yet.
+Over TLS, grpcio verifies servers by one name, their host name or what stands in for it. Where they are known by
+identities instead, a handshake of our own looks at the certificate first, and the channel then insists on one of its
+names.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from grpc_health.v1 import health_pb2
 from proxy.cluster.address import Address
 from proxy.cluster.health import Sign
 from proxy.control.settings import HealthSettings, Kind
-from proxy.transport.reactor import reason
+from proxy.transport.reactor import connection, reason
+from proxy.transport.tls import EndpointTls, Pem, names_of
 
 MAX_REASON: Final = 100
 """Characters of a server's own words that are passed on; a page of HTML should not fill the log."""
@@ -64,9 +67,13 @@ class _NotThereError(Exception):
 class Probe:
     """Asks one server. At most one check at a time; `watch` may run beside it."""
 
-    def __init__(self, address: Address, settings: HealthSettings) -> None:
+    def __init__(self, address: Address, settings: HealthSettings, tls: EndpointTls | None = None) -> None:
+        """`tls`: None: cleartext."""
         self._address = address
         self._settings = settings
+        self._tls = tls
+        self._pem: Pem | None = None
+        """What the channel's credentials were made of."""
         self._request = health_pb2.HealthCheckRequest(service=settings.service).SerializeToString()
         self._channel: grpc.aio.Channel | None = None
         self._found: Kind = _FIRST
@@ -86,6 +93,8 @@ class Probe:
                 answer = await self._check()
         except TimeoutError:
             answer = self._too_late()
+        except (OSError, ValueError) as error:  # ValueError: a host name that cannot be one
+            answer = Answer(Sign.FAILED, reason(error)[:MAX_REASON])
         if answer.sign is Sign.FAILED:
             await self.close()
         return answer
@@ -131,23 +140,40 @@ class Probe:
         return Answer(Sign.PASSED) if response.healthy else Answer(Sign.REFUSED, "says that it is not healthy")
 
     async def _call(self, method: str, request: bytes) -> bytes:
-        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._connected().unary_unary(method)
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = (await self._connected()).unary_unary(method)
         return await call(request, timeout=self._settings.timeout)
 
     async def _tcp(self) -> Answer:
-        loop = asyncio.get_running_loop()
-        try:
-            transport, _ = await loop.create_connection(asyncio.Protocol, self._address.host, self._address.port)
-        except (OSError, UnicodeError) as error:  # UnicodeError: a host name that cannot be one
-            return Answer(Sign.FAILED, reason(error)[:MAX_REASON])
-        transport.close()
+        await self._names()
         return Answer(Sign.PASSED)
+
+    async def _names(self) -> tuple[str, ...]:
+        """Connect, and close at once. Returns the names in the server's certificate; none in cleartext. Raises OSError
+        or ValueError.
+        """
+        tls = self._tls
+        loop = asyncio.get_running_loop()
+        transport = await connection(loop, self._address, asyncio.Protocol(), tls.secured if tls is not None else None)
+        try:
+            if tls is None:
+                return ()
+            ssl_object = transport.get_extra_info("ssl_object")
+            objection = tls.tls.objection(ssl_object)
+            if objection is not None:
+                raise ConnectionError(objection)
+            return names_of(ssl_object)
+        finally:
+            transport.close()
 
     async def watch(self) -> AsyncGenerator[Answer, None]:
         """What the server says of itself, now and at each change, until it ends that; it is told to when this is
         closed. Raises AioRpcError if it cannot be watched, or not any longer.
         """
-        start: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._connected().unary_stream(_WATCH)
+        try:
+            channel = await self._connected()
+        except (OSError, ValueError):
+            return  # the next check says why
+        start: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_WATCH)
         call = start(self._request)
         try:
             async for response in call:
@@ -167,9 +193,12 @@ class Probe:
         if channel is not None:
             await channel.close()
 
-    def _connected(self) -> grpc.aio.Channel:
+    async def _connected(self) -> grpc.aio.Channel:
+        tls = self._tls
+        if tls is not None and tls.tls.pem is not self._pem:
+            await self._disconnect()  # the certificates have changed
         if self._channel is None:
-            options = (
+            options: list[tuple[str, int | str]] = [
                 ("grpc.use_local_subchannel_pool", 1),  # or a fresh channel would inherit the back-off of the old
                 ("grpc.min_reconnect_backoff_ms", max(100, int(self._settings.timeout * 1000))),  # limit of a connect
                 ("grpc.enable_retries", 0),
@@ -177,9 +206,26 @@ class Probe:
                 ("grpc.service_config_disable_resolution", 1),  # a TXT look-up for each connect
                 ("grpc.max_receive_message_length", 65_536),
                 ("grpc.primary_user_agent", "districhat-health"),
-            )
-            self._channel = grpc.aio.insecure_channel(f"dns:///{self._address}", options=options)
+            ]
+            target = str(self._address) if self._address.path else f"dns:///{self._address}"
+            if tls is None:
+                self._channel = grpc.aio.insecure_channel(target, options=options)
+            else:
+                pem = self._pem = tls.tls.pem
+                name = await self._name_of_server(tls)
+                options.append(("grpc.ssl_target_name_override", name))
+                credentials = grpc.ssl_channel_credentials(pem.ca, pem.key, pem.chain)
+                self._channel = grpc.aio.secure_channel(target, credentials, options=options)
         return self._channel
+
+    async def _name_of_server(self, tls: EndpointTls) -> str:
+        """The name that grpcio is to insist on."""
+        if not tls.tls.by_identity:
+            return tls.server_name
+        names = await self._names()
+        if tls.server_name in names:
+            return tls.server_name
+        return min(names, key=lambda name: ("://" in name, "*" in name))
 
     def _failure(self, error: grpc.aio.AioRpcError) -> Answer:
         if error.code() in NOT_THERE:

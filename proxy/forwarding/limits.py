@@ -34,6 +34,8 @@ class LimitCounters:
         "settings_changes",
         "settings_timeout",
         "stall_timeout",
+        "tls_client",
+        "tls_handshake",
         "unreleased_streams",
         "waiting_calls",
     )
@@ -83,6 +85,10 @@ class LimitCounters:
         """`listener.settings_timeout`: a client did not acknowledge our SETTINGS."""
         self.stall_timeout = 0
         """`listener.stall_timeout`: a call ended because its client took none of its bytes."""
+        self.tls_client = 0
+        """`listener.tls.allowed_clients`, or ALPN: a client was left after its handshake."""
+        self.tls_handshake = 0
+        """`listener.tls`: a handshake failed, or was not over within `handshake_timeout`."""
         self.unreleased_streams = 0
         """`listener.max_concurrent_streams`, or 100: as many more were reset than servers were told of, and a client
         lost its connection."""

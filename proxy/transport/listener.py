@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
@@ -15,8 +17,10 @@ from proxy.transport.client_clock import ClientLimits
 from proxy.transport.client_sweeper import DRAIN_NOTICE, ClientSweeper
 from proxy.transport.containment import contained
 from proxy.transport.downstream import LAST_WORDS, DownstreamConnection
+from proxy.transport.handshake import TlsServer
 from proxy.transport.reactor import Reactor
 from proxy.transport.settings import ListenerSettings
+from proxy.transport.tls import ServerTls
 
 METADATA_TOLERANCE: Final = 2
 """Up to twice the announced size or number of header fields, a call alone is refused; beyond, its connection ends."""
@@ -27,17 +31,28 @@ BACKLOG: Final = 4096
 class Listener:
     """Accepts clients from `open` on, and ends them by `drain`."""
 
-    def __init__(self, forwarder: Forwarder, settings: ListenerSettings, reactor: Reactor, outbox: Outbox) -> None:
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        settings: ListenerSettings,
+        reactor: Reactor,
+        outbox: Outbox,
+        tls: ServerTls | None = None,
+    ) -> None:
+        """`tls`: None: clients speak cleartext."""
         self._settings = settings
+        self._tls = tls
         self.connections: set[DownstreamConnection] = set()
         self._by_client: dict[str, int] = {}
-        """Address of a client -> its connections. Those without an address are not counted."""
+        """Address of a client -> its connections, and handshakes. Those without an address are not counted."""
+        self._handshakes = 0
+        """Clients that are not secured yet."""
         self.sweeper = ClientSweeper(settings, self.connections, forwarder.watch, reactor)
         self._forwarder = forwarder
         self._limits = limits_of_clients(settings)
         self._reactor = reactor
         self._outbox = outbox
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[asyncio.Server | TlsServer] = []
         self._empty = asyncio.Event()
         self._empty.set()
         self._draining = False
@@ -50,16 +65,32 @@ class Listener:
         self.sweeper.configure(settings)
 
     async def open(self, address: Address, inherited: Sequence[socket.socket] = ()) -> Address:
-        """Take `address`, or sockets that listen already; clients are accepted from `serve` on. Returns the address,
-        with the real port. Raises OSError if it cannot be had.
+        """Take `address`, or sockets that have it already, as those of a unix socket must; clients are accepted from
+        `serve` on. Returns the address, with the real port. Raises OSError if it cannot be had.
         """
-        create = partial(asyncio.get_running_loop().create_server, backlog=BACKLOG, start_serving=False)
-        if inherited:
-            self._servers = [await create(self.connection, sock=each) for each in inherited]
+        loop = asyncio.get_running_loop()
+        create = partial(loop.create_server, backlog=BACKLOG, start_serving=False)
+        if address.path:
+            create_unix = partial(loop.create_unix_server, backlog=BACKLOG, start_serving=False)
+            if sys.version_info >= (3, 13):
+                create_unix = partial(create_unix, cleanup_socket=False)  # `SocketFile` sees to that
+            servers = [await create_unix(self.connection, sock=each) for each in inherited]
+        elif inherited:
+            servers = [await create(self.connection, sock=each) for each in inherited]
         else:
-            self._servers = [await create(self.connection, address.host, address.port)]
+            servers = [await create(self.connection, address.host, address.port)]
+        tls = self._tls
+        self._servers = [*servers] if tls is None else [self._securing(tls, each) for each in servers]
+        if address.path:
+            return address
         host, port = self._servers[0].sockets[0].getsockname()[:2]
         return Address(host, port)
+
+    def _securing(self, tls: ServerTls, server: asyncio.Server) -> TlsServer:
+        """Takes the sockets of `server`, which has not served yet."""
+        sockets = [socket.socket(fileno=os.dup(each.fileno())) for each in server.sockets]
+        server.close()
+        return TlsServer(tls, sockets, BACKLOG, self)
 
     async def serve(self) -> None:
         """Accept clients. Raises OSError if somebody else took the port meanwhile."""
@@ -76,19 +107,66 @@ class Listener:
         """The protocol of a client that is about to be connected."""
         return DownstreamConnection(self._forwarder, self._limits, self._outbox, self._opened, self._closed)
 
-    def _opened(self, connection: DownstreamConnection) -> None:
+    # Handshakes: they count as connections.
+
+    def begin_handshake(self, client: str | None) -> bool:
+        """Whether there is room for a client that is about to be secured; `end_handshake` must follow if there is."""
+        full = self._is_full(client)
+        if full is not None:
+            limit, detail = full
+            self._forwarder.watch.exceeded(limit, f"client {client or 'unknown'}: {detail}")
+            return False
+        self._handshakes += 1
+        self._count(client)
+        self._empty.clear()
+        return True
+
+    def end_handshake(self, client: str | None, objection: tuple[str, str] | None = None) -> None:
+        """The client is about to get its connection, or gets none: `objection` says by which limit, and why, if it is
+        still there to be told.
+        """
+        self._handshakes -= 1
+        self._uncount(client)
+        if objection is not None:
+            limit, detail = objection
+            self._forwarder.watch.exceeded(limit, f"client {client or 'unknown'}: {detail}")
+        self._check_empty()
+
+    # Connections.
+
+    def _is_full(self, client: str | None) -> tuple[str, str] | None:
+        """The limit that one connection more from there would exceed, and how; None: there is room."""
         settings = self._settings
-        client = connection.client
+        everybody = len(self.connections) + self._handshakes
+        if everybody >= settings.max_connections:
+            return "connections", f"{everybody} connections are open"
         theirs = self._by_client.get(client, 0) if client is not None else 0
-        if len(self.connections) >= settings.max_connections:
-            connection.turn_away("connections", f"{len(self.connections)} connections are open")
-            return
         if theirs >= settings.max_connections_per_client:
-            connection.turn_away("connections_per_client", f"{theirs} connections are open from this address")
-            return
+            return "connections_per_client", f"{theirs} connections are open from this address"
+        return None
+
+    def _count(self, client: str | None) -> None:
         if client is not None:
-            self._by_client[client] = theirs + 1
-            connection.address = client
+            self._by_client[client] = self._by_client.get(client, 0) + 1
+
+    def _uncount(self, client: str | None) -> None:
+        if client is not None:
+            self._by_client[client] -= 1
+            if not self._by_client[client]:
+                del self._by_client[client]
+
+    def _check_empty(self) -> None:
+        if not self.connections and not self._handshakes:
+            self._empty.set()
+
+    def _opened(self, connection: DownstreamConnection) -> None:
+        client = connection.client
+        full = self._is_full(client)
+        if full is not None:
+            connection.turn_away(*full)
+            return
+        self._count(client)
+        connection.address = client
         self.connections.add(connection)
         self.sweeper.opened(connection)
         self._empty.clear()
@@ -99,13 +177,8 @@ class Listener:
         if connection not in self.connections:
             return  # was turned away
         self.connections.remove(connection)
-        client = connection.address
-        if client is not None:
-            self._by_client[client] -= 1
-            if not self._by_client[client]:
-                del self._by_client[client]
-        if not self.connections:
-            self._empty.set()
+        self._uncount(connection.address)
+        self._check_empty()
 
     async def drain(self, grace: float) -> int:
         """Take no more connections, then no more calls, and wait up to `grace` seconds for the running ones.
@@ -143,6 +216,9 @@ class Listener:
     def _abort(self) -> None:
         for connection in tuple(self.connections):
             connection.abort()
+        for server in self._servers:
+            if isinstance(server, TlsServer):
+                server.abort_handshakes()
 
 
 def limits_of_clients(settings: ListenerSettings) -> ClientLimits:

@@ -7,6 +7,7 @@ one; while a server cannot be reached it is marked down, calls walk past, and it
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import OrderedDict
 from functools import partial
@@ -19,6 +20,7 @@ from proxy.http2 import MAX_STREAM_ID, ConnectionClosingError, Limits, NoAvailab
 from proxy.transport.containment import contained
 from proxy.transport.reactor import Handle, Reactor
 from proxy.transport.settings import UpstreamSettings
+from proxy.transport.tls import ClientTls
 from proxy.transport.upstream import UpstreamConnection
 
 log = logging.getLogger(__name__)
@@ -41,9 +43,17 @@ class UpstreamPool:
     """Connects eagerly from `start` on until `close`."""
 
     def __init__(
-        self, endpoint: Endpoint, settings: UpstreamSettings, limits: Limits, reactor: Reactor, outbox: Outbox
+        self,
+        endpoint: Endpoint,
+        settings: UpstreamSettings,
+        limits: Limits,
+        reactor: Reactor,
+        outbox: Outbox,
+        tls: ClientTls | None = None,
     ) -> None:
+        """`tls`: None: cleartext."""
         self.endpoint = endpoint
+        self.tls = tls.of(endpoint) if tls is not None and endpoint.tls else None
         self.connections: list[UpstreamConnection] = []
         """Ready for calls."""
         self.waiting: OrderedDict[Call, None] = OrderedDict()
@@ -54,6 +64,9 @@ class UpstreamPool:
         self.reactor = reactor
         self._outbox = outbox
         self._retired: set[UpstreamConnection] = set()
+        self._wires: set[UpstreamConnection] = set()
+        """Those with a transport, whatever they are good for."""
+        self._gone = asyncio.Event()
         self._connecting: UpstreamConnection | None = None
         self._attempt: Handle | None = None
         self._timer: Handle | None = None
@@ -136,6 +149,16 @@ class UpstreamPool:
 
     # From connections.
 
+    def opened(self, connection: UpstreamConnection) -> None:
+        """`connection` has a transport; `disconnected` must follow."""
+        self._wires.add(connection)
+
+    def disconnected(self, connection: UpstreamConnection) -> None:
+        """The transport of `connection` is gone. Nothing happens if it was not `opened`."""
+        self._wires.discard(connection)
+        if self._closed and not self._wires:
+            self._gone.set()
+
     def dispatch(self) -> None:
         """Attach parked calls in order, as far as there are free streams."""
         if self._holding is not None:
@@ -215,7 +238,8 @@ class UpstreamPool:
             if connection is self._connecting:
                 self._connect_failed(why)
 
-        self._attempt = self.reactor.connect(self.endpoint.address, connection, failed)
+        secured = self.tls.secured if self.tls is not None else None
+        self._attempt = self.reactor.connect(self.endpoint.address, connection, failed, secured)
 
     def _connect_timed_out(self) -> None:
         self._connect_failed(f"no HTTP/2 connection within {self.settings.connect_timeout:g} s")
@@ -286,6 +310,12 @@ class UpstreamPool:
             everyone.append(self._connecting)
         for connection in everyone:
             connection.close()
+        if not self._wires:
+            self._gone.set()
+
+    async def closed(self) -> None:
+        """Returns after `close` when the last transport is gone: over TLS, saying goodbye takes a moment."""
+        await self._gone.wait()
 
     def _stop(self) -> None:
         self._closed = True

@@ -2,11 +2,70 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from proxy.cluster.address import Address
+
+TlsVersion = Literal["1.2", "1.3"]
+
+
+class ListenerTlsSettings(BaseModel):
+    """Clients must speak TLS, and HTTP/2 by ALPN. All files are PEM."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    certificate: Path
+    """The proxy's certificate and those that lead to its CA, in this order."""
+    key: Path
+    """Its private key, without a passphrase."""
+    client_ca: Path | None = None
+    """Clients must have a certificate of one of these CAs. None: they need none."""
+    allowed_clients: tuple[str, ...] = ()
+    """Names of which a client's certificate must have one, exactly: URIs, such as SPIFFE ids, or DNS names. Empty: any
+    certificate of the CA will do."""
+    min_version: TlsVersion = "1.2"
+    """The oldest protocol that is spoken."""
+    handshake_timeout: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    """Seconds that a client has from its connect to the end of its handshake."""
+    reload_interval: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    """Seconds between two looks at the files. What has changed holds for new connections; none is dropped."""
+
+    @model_validator(mode="after")
+    def _names_need_a_ca(self) -> Self:
+        if self.allowed_clients and self.client_ca is None:
+            raise ValueError("allowed_clients needs client_ca: without it, clients show no certificate")
+        return self
+
+
+class UpstreamTlsSettings(BaseModel):
+    """Connections to the servers are secured, and HTTP/2 by ALPN. All files are PEM."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ca: Path
+    """CAs of one of which each server must have a certificate."""
+    certificate: Path | None = None
+    """The proxy's own certificate, for servers that demand one, and those that lead to its CA, in this order."""
+    key: Path | None = None
+    """Its private key, without a passphrase."""
+    server_name: str | None = Field(default=None, min_length=1, max_length=253)
+    """The name that each server's certificate must have, and that it is told (SNI). None: the host of its address."""
+    allowed_servers: tuple[str, ...] = ()
+    """Names of which a server's certificate must have one, exactly: URIs, such as SPIFFE ids, or DNS names. They stand
+    in for the server's own name, which is then only told (SNI). Empty: the server's name is what counts."""
+    min_version: TlsVersion = "1.2"
+    """The oldest protocol that is spoken."""
+    reload_interval: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    """Seconds between two looks at the files. What has changed holds for new connections; none is dropped."""
+
+    @model_validator(mode="after")
+    def _a_certificate_has_a_key(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key must be given together")
+        return self
 
 
 class ListenerSettings(BaseModel):
@@ -15,7 +74,11 @@ class ListenerSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     address: str = "127.0.0.1:50050"
-    """`host:port`; port 0 takes a free one."""
+    """`host:port`, where port 0 takes a free one; or `unix:/path`."""
+    socket_mode: str = Field(default="0660", pattern=r"^0?[0-7]{3}$")
+    """Permissions of a unix socket, in octal: who may write to it may connect."""
+    tls: ListenerTlsSettings | None = None
+    """None: clients speak cleartext."""
     max_connections: int = Field(default=10_000, ge=1, le=1_000_000)
     """Client connections open at a time; further ones are turned away with GOAWAY(ENHANCE_YOUR_CALM)."""
     max_connections_per_client: int = Field(default=1_000, ge=1, le=1_000_000)
@@ -86,6 +149,9 @@ class UpstreamSettings(BaseModel):
     """The connections to the endpoints."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tls: UpstreamTlsSettings | None = None
+    """None: cleartext."""
 
     connect_timeout: float = Field(default=5.0, gt=0, allow_inf_nan=False)
     """Seconds until the server's first SETTINGS must have arrived."""

@@ -17,6 +17,7 @@ If the successor dies before it is ready, nothing has happened.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import socket
@@ -41,7 +42,10 @@ MAX_SOCKETS: Final = 16
 
 def meeting_point(address: Address) -> str:
     """The name of the unix socket where the proxy that listens on `address` waits for its successor."""
-    return f"\0districhat/takeover/{address}"
+    name = str(address)
+    if address.path:  # as long as the name of a unix socket may be, which this is, too
+        name = hashlib.blake2b(os.path.realpath(address.path).encode(), digest_size=20).hexdigest()
+    return f"\0districhat/takeover/{name}"
 
 
 def may_be_trusted(peer: socket.socket) -> bool:

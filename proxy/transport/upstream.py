@@ -87,7 +87,7 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """TCP is connected; our preface goes out."""
+        """Connected, and secured if that is asked for; our preface goes out."""
         # Not isinstance: uvloop's transports have the interface, but not the base class.
         wire = cast("asyncio.Transport", transport)
         if self.closed:
@@ -95,9 +95,15 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
             return
         wire.set_write_buffer_limits(high=WRITE_HIGH_WATER)
         self.wire = wire
+        self.pool.opened(self)
+        tls = self.pool.tls
+        if tls is not None and (objection := tls.objection(wire.get_extra_info("ssl_object"))):
+            self._why = objection
+            self.close()
+            return
         user_timeout = self.pool.settings.tcp_user_timeout
         peer: socket.socket | None = wire.get_extra_info("socket")
-        if user_timeout and peer is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        if user_timeout and peer is not None and peer.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
             # RFC 5482: how long what was sent may stay unacknowledged. A peer that is cut off shows only by that.
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(user_timeout * 1000))
         self.mark_dirty()
@@ -110,6 +116,7 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
         if not self._why:
             self._why = reason(exc) if exc is not None else self._last_goaway or "connection closed by the server"
         self._end()
+        self.pool.disconnected(self)
 
     def end_calls(self) -> None:
         """See `Http2Connection.end_calls`."""

@@ -12,6 +12,7 @@ import grpc.aio
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
 
     Context = grpc.aio.ServicerContext[bytes, bytes]
     Script = Callable[["ReceivedCall", Context], Awaitable[None]]
@@ -63,8 +64,18 @@ class EchoServer(grpc.GenericRpcHandler):
     `ClientStream` the requests joined, anything else echoes message by message. `scripts` (by path) come first.
     """
 
-    def __init__(self, server_id: str, **options: int) -> None:
+    def __init__(
+        self,
+        server_id: str,
+        *,
+        credentials: grpc.ServerCredentials | None = None,
+        socket_path: Path | None = None,
+        **options: int,
+    ) -> None:
+        """`credentials`: speak TLS. `socket_path`: listen on a unix socket there."""
         self.id = server_id
+        self.credentials = credentials
+        self._socket_path = socket_path
         self.port = 0
         self.calls: list[ReceivedCall] = []
         """Every call it was given, oldest first."""
@@ -77,13 +88,16 @@ class EchoServer(grpc.GenericRpcHandler):
     @property
     def address(self) -> str:
         """Where it listens, or did."""
-        return f"127.0.0.1:{self.port}"
+        return f"unix:{self._socket_path}" if self._socket_path is not None else f"127.0.0.1:{self.port}"
 
     async def start(self) -> None:
         """Listen: on a free port the first time, on the same one later."""
         self._server = grpc.aio.server(options=self._options)
         self._server.add_generic_rpc_handlers((self,))
-        self.port = self._server.add_insecure_port(self.address)
+        if self.credentials is None:
+            self.port = self._server.add_insecure_port(self.address)
+        else:
+            self.port = self._server.add_secure_port(self.address, self.credentials)
         await self._server.start()
 
     async def stop(self, grace: float | None = None) -> None:
@@ -190,9 +204,11 @@ async def _chunks(call: ReceivedCall, context: Context) -> None:
 
 
 @asynccontextmanager
-async def echo_servers(*ids: str, **options: int) -> AsyncIterator[tuple[EchoServer, ...]]:
+async def echo_servers(
+    *ids: str, credentials: grpc.ServerCredentials | None = None, **options: int
+) -> AsyncIterator[tuple[EchoServer, ...]]:
     """Servers of these names, listening. `options`: of gRPC's core, without the `grpc.` in front."""
-    servers = tuple(EchoServer(id_, **options) for id_ in ids)
+    servers = tuple(EchoServer(id_, credentials=credentials, **options) for id_ in ids)
     try:
         for server in servers:
             await server.start()

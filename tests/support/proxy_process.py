@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.support.grpc_server import EchoServer
 
-Table = dict[str, str | int | float]
+Table = dict[str, str | int | float | list[str]]
 """A TOML table of plain values."""
 
 PATIENCE = 30.0
@@ -37,9 +37,11 @@ def toml(
     *,
     weights: Mapping[str, float] | None = None,
     routes: Sequence[str] = (),
+    endpoint_keys: Mapping[str, Table] | None = None,
     **tables: Table,
 ) -> str:
-    """A configuration. `endpoints`: id to address. `routes`: the lines of each. `tables`: listener, ring, upstream, ...
+    """A configuration. `endpoints`: id to address. `endpoint_keys`: more keys of each. `routes`: the lines of each.
+    `tables`: listener, ring, upstream, ...
 
     Unless told otherwise, the listener takes a free port, displaced chats go home at once, and servers are not checked,
     as tests count their connections and calls, and there is no admin server.
@@ -54,6 +56,7 @@ def toml(
     for id_, address in endpoints.items():
         weight = (weights or {}).get(id_, 1.0)
         lines += ["[[endpoints]]", f"id = {json.dumps(id_)}", f'address = "{address}"', f"weight = {weight}"]
+        lines += [f"{key} = {json.dumps(value)}" for key, value in (endpoint_keys or {}).get(id_, {}).items()]
     for route in routes:
         lines += ["[[routes]]", route]
     return "\n".join(lines) + "\n"

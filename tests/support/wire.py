@@ -347,7 +347,14 @@ class World:
     def random(self) -> float:
         return 0.5
 
-    def connect(self, address: Address, protocol: asyncio.Protocol, on_failure: Callable[[str], None]) -> Timer:
+    def connect(
+        self,
+        address: Address,
+        protocol: asyncio.Protocol,
+        on_failure: Callable[[str], None],
+        secured: object = None,
+    ) -> Timer:
+        assert secured is None, "this network knows no TLS"
         self.connects.append(str(address))
         timer = Timer(lambda: self._connect(str(address), protocol, on_failure))
         self.call_soon(lambda: timer.callback and timer.callback())

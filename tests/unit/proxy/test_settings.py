@@ -65,7 +65,7 @@ def route(text: str) -> str:
             "endpoints[1].id: must be text, got 2026-01-01",
         ),
         ('[[endpoints]]\nid = ""\naddress = "h:1"', 'endpoints[0].id: must not be empty, got ""'),
-        ('[[endpoints]]\nid = "a"\naddress = "h"', "endpoints[0].address: expected host:port, got 'h'"),
+        ('[[endpoints]]\nid = "a"\naddress = "h"', "endpoints[0].address: expected host:port or unix:/path, got 'h'"),
         (
             '[[endpoints]]\nid = "a"\naddress = "h:65536"',
             "endpoints[0].address: the port must be a number from 0 to 65535, got '65536'",
@@ -176,7 +176,7 @@ def test_a_list_in_the_environment_is_json_and_replaces_the_files(file):
         (
             "DISTRICHAT_LISTENER__ADDRESS",
             "nowhere",
-            "listener.address: expected host:port, got 'nowhere' (from DISTRICHAT_LISTENER__ADDRESS)",
+            "listener.address: expected host:port or unix:/path, got 'nowhere' (from DISTRICHAT_LISTENER__ADDRESS)",
         ),
         (
             "DISTRICHAT_RING__VIRTUAL_NODES",

@@ -1,0 +1,165 @@
+"""A client's way from its connect to a secured connection.
+
+The proxy accepts those clients by itself, instead of leaving that to the event loop's server, which knows one context
+for ever and tells of a client only when its handshake is over: so each handshake has the newest certificate, and
+clients count, and can be given up, before they have finished one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from typing import Final, Protocol, cast
+
+from proxy.transport.downstream import NOT_HTTP2, DownstreamConnection
+from proxy.transport.reactor import CLOSE_NOTIFY_TIMEOUT, reason
+from proxy.transport.tls import ServerTls, speaks_http2
+
+log = logging.getLogger(__name__)
+
+MAX_ACCEPTS: Final = 64
+"""Clients accepted in one pass of the loop, so that calls have their turn."""
+ACCEPT_PAUSE: Final = 1.0
+"""Seconds to wait when the process has no file descriptor or memory left for another client; asyncio waits as long."""
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Keeper(Protocol):
+    """Who counts the clients, by their addresses without port (None: it has none)."""
+
+    def begin_handshake(self, client: str | None) -> bool:
+        """Whether there is room for one more; `end_handshake` must follow if there is."""
+
+    def end_handshake(self, client: str | None, objection: tuple[str, str] | None = None) -> None:
+        """The client is about to get its connection, or gets none: by which limit, and why."""
+
+    def connection(self) -> DownstreamConnection:
+        """What a client gets that can begin to speak HTTP/2."""
+
+
+class TlsServer:
+    """Accepts and secures clients on sockets that are bound. Like an asyncio.Server: `start_serving`, `close`."""
+
+    def __init__(self, tls: ServerTls, sockets: Sequence[socket.socket], backlog: int, keeper: Keeper) -> None:
+        """`sockets`: are closed by `close`."""
+        self.sockets = tuple(sockets)
+        self._tls = tls
+        self._backlog = backlog
+        self._keeper = keeper
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._pause: asyncio.TimerHandle | None = None
+
+    async def start_serving(self) -> None:
+        """Accept from now on. Raises OSError if that is not possible."""
+        for each in self.sockets:
+            each.setblocking(False)  # noqa: FBT003 - the standard library's
+            each.listen(self._backlog)
+        self._resume()
+
+    def close(self) -> None:
+        """Accept no more. Handshakes under way go on. May be called twice."""
+        self._rest()
+        if self._pause is not None:
+            self._pause.cancel()
+        for each in self.sockets:
+            each.close()
+
+    def abort_handshakes(self) -> None:
+        """Give up on those who are not secured yet."""
+        for task in tuple(self._handshakes):
+            task.cancel()
+
+    def _resume(self) -> None:
+        self._pause = None
+        for each in self.sockets:
+            self._loop.add_reader(each.fileno(), self._accept, each)
+
+    def _rest(self) -> None:
+        for each in self.sockets:
+            if each.fileno() >= 0:
+                self._loop.remove_reader(each.fileno())
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(MAX_ACCEPTS):
+            try:
+                accepted, address = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                log.warning("cannot accept clients for %g s: %s", ACCEPT_PAUSE, os.strerror(error.errno or 0))
+                self._rest()
+                self._pause = self._loop.call_later(ACCEPT_PAUSE, self._resume)
+                return
+            client = str(address[0]) if isinstance(address, tuple) else None
+            if not self._keeper.begin_handshake(client):
+                accepted.close()
+                continue
+            accepted.setblocking(False)  # noqa: FBT003 - as above
+            task = self._loop.create_task(self._secure(accepted, client), name="TLS handshake")
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
+
+    async def _secure(self, accepted: socket.socket, client: str | None) -> None:
+        handshake = _Handshake(self._tls, self._keeper, client, self._loop.create_future())
+        objection = None
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: handshake,
+                accepted,
+                ssl=self._tls.context,
+                ssl_handshake_timeout=self._tls.handshake_timeout,
+                ssl_shutdown_timeout=CLOSE_NOTIFY_TIMEOUT,
+            )
+            objection = await handshake.over
+        except OSError as error:  # ssl.SSLError is one
+            objection = "tls_handshake", f"TLS handshake failed: {reason(error)}"
+        finally:
+            if not handshake.succeeded:
+                self._keeper.end_handshake(client, objection)
+
+
+class _Handshake(asyncio.Protocol):
+    """A client that gets a connection once its handshake is over, or nothing but a goodbye."""
+
+    def __init__(
+        self, tls: ServerTls, keeper: Keeper, client: str | None, over: asyncio.Future[tuple[str, str] | None]
+    ) -> None:
+        self._tls = tls
+        self._keeper = keeper
+        self._client = client
+        self._objection: tuple[str, str] | None = None
+        self.succeeded = False
+        self.over = over
+        """Done when it has its connection, or is gone: by which limit it got none, and why."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Not isinstance: uvloop's transports have the interface, but not the base class.
+        wire = cast("asyncio.Transport", transport)
+        ssl_object = wire.get_extra_info("ssl_object")
+        if not speaks_http2(ssl_object):
+            self._objection = "tls_client", "does not offer HTTP/2 over TLS (ALPN h2)"
+            wire.write(NOT_HTTP2)
+            wire.close()
+        elif (objection := self._tls.objection(ssl_object)) is not None:
+            # Without a word: a client that has seen SETTINGS and GOAWAY takes the connection for a good one, and tries
+            # again and again until the call's deadline; this one fails to connect, and says so.
+            self._objection = "tls_client", objection
+            wire.close()
+        else:
+            self.succeeded = True
+            self._keeper.end_handshake(self._client)
+            self.over.set_result(None)
+            connection = self._keeper.connection()
+            wire.set_protocol(connection)
+            connection.connection_made(wire)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - why it is gone changes nothing
+        if not self.over.done():
+            self.over.set_result(self._objection)
