@@ -29,6 +29,7 @@ class RawPeer:
         self.transport: MemoryTransport
         self.got = b""
         self.connected = False
+        self.address = ""
 
     def connection_made(self, transport: MemoryTransport) -> None:
         """Connected."""

@@ -26,6 +26,8 @@ ANY_ROUTE = Route(RouteSettings(method="*", key=KeySource(metadata="x-no-key")))
 class AnyHttp(RequestHeads):
     """Passes on what is not gRPC too: conformance tools ask with `GET /` and expect 200."""
 
+    __slots__ = ()
+
     def _parse(self, headers: Headers) -> RequestHead:
         return RequestHead(headers, ANY_ROUTE, dict(reversed(headers)), ())
 
@@ -52,7 +54,7 @@ async def running(
     """
     proxy = Proxy(settings, reactor(asyncio.get_running_loop()))
     if any_http:
-        proxy.data.forwarder.heads = AnyHttp(proxy.data.forwarder.heads._routes, own_health=False)
+        proxy.data.forwarder.heads.__class__ = AnyHttp
     address = await proxy.start()
     try:
         yield proxy, address.port
