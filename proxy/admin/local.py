@@ -142,6 +142,7 @@ class LocalProxy:
         return schema.Endpoints(
             snapshot=self.snapshot(),
             at=datetime.now(UTC),
+            not_ready=self.not_ready(),
             active_calls=self.forwarder.active,
             endpoints=tuple(told),
         )

@@ -120,6 +120,8 @@ class Endpoints(_Body):
 
     snapshot: Snapshot
     at: datetime
+    not_ready: str = ""
+    """Why no client should be sent here now, as `/readyz` says; empty: all is well."""
     active_calls: int
     latency_bounds: tuple[float, ...] = ()
     """Upper bounds, in seconds, of the buckets of `latency_counts`."""

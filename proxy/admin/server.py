@@ -9,6 +9,7 @@ from typing import Final
 from aiohttp import web
 
 from proxy.admin.api import Api
+from proxy.admin.dashboard import Dashboard
 from proxy.admin.guard import errors, guard
 from proxy.admin.ports import AdminPort
 from proxy.admin.ring_view import RingViews
@@ -27,7 +28,9 @@ TRY_AGAIN: Final = 1.0
 
 def application(proxy: AdminPort, settings: AdminSettings, views: RingViews) -> web.Application:
     """All of it, for a server or for a test."""
-    app = web.Application(middlewares=[errors, guard(settings)], client_max_size=MAX_BODY)
+    dashboard = Dashboard()
+    app = web.Application(middlewares=[errors, guard(settings, dashboard.paths)], client_max_size=MAX_BODY)
+    app.add_routes(dashboard.routes())
     app.add_routes(Api(proxy, views, max_watchers=settings.max_watchers).routes())
     return app
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import signal
 import socket
 import subprocess
@@ -45,9 +44,8 @@ async def proxy(servers: tuple[EchoServer, ...], tmp_path: Path) -> AsyncIterato
 
 @asynccontextmanager
 async def admin_of(proxy: ProxyProcess, **headers: str) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client of its admin server, whose address is in its log."""
-    found = await eventually(lambda: re.search(r"admin server on (http://\S+)", proxy.log()), "the admin server")
-    async with aiohttp.ClientSession(found[1], headers=headers) as session:
+    """A client of its admin server."""
+    async with aiohttp.ClientSession(await proxy.admin_url(), headers=headers) as session:
         yield session
 
 

@@ -118,6 +118,13 @@ class ProxyProcess:
         """Everything it wrote to stderr."""
         return self._log.read_text(encoding="utf-8")
 
+    async def admin_url(self) -> str:
+        """Where its admin server listens, once it does: `http://host:port`."""
+        started = re.compile(r"admin server on (http://\S+)")
+        found = await eventually(lambda: started.search(self.log()), "the admin server", PATIENCE)
+        assert found is not None
+        return found[1]
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
         self.signalled = True
