@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format serve proto bench bench-guard bench-faults fault chaos rolling clean
+.PHONY: help run test check format serve proto bench bench-micro ghz bench-guard bench-faults fault chaos rolling clean
 .PHONY: conformance conformance-tools
 
 help:  ## list the targets
@@ -85,6 +85,14 @@ proto: $(VENV)/.installed-dev  ## generate the Python code of proto/districhat/c
 
 bench: $(VENV)/.installed-peers  ## cost of a call beside HAProxy, nginx, Envoy and others, one run (ARGS="--help")
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-micro: $(VENV)/.installed-peers  ## ring and a call in memory, with pyperf, against their goals (ARGS=--fast)
+	@$(BIN)/python -m bench.micro $(ARGS)
+
+ghz: $(VENV)/.installed-test  ## ghz (grpc-go) through the proxy to three reference servers; needs Go once
+	@command -v ghz >/dev/null || test -x $(BIN)/ghz || { ! command -v go >/dev/null || { echo "building ghz, once ..."; \
+	  GOBIN=$(abspath $(BIN)) go install github.com/bojand/ghz/cmd/ghz@v0.120.0; }; }
+	@$(BIN)/python -m bench.load.ghz $(ARGS)
 
 bench-guard: $(VENV)/.installed-test  ## count the bytecodes of a call against bench/guard.json (ARGS=--write: new budgets)
 	@$(BIN)/python -m bench.guard $(ARGS)
