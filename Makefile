@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format serve proto bench bench-micro ghz bench-guard bench-faults fault chaos rolling clean
+.PHONY: help run test check format serve proto docs bench bench-micro ghz bench-guard bench-faults fault chaos rolling clean
 .PHONY: conformance conformance-tools
 
 help:  ## list the targets
@@ -58,6 +58,7 @@ check: $(VENV)/.installed-dev  ## lint, format, types, import rules, generated c
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python proto/generate.py --check
+	@$(BIN)/python docs/generate.py --check
 
 # The programs and sources of the conformance suites. Go fetches a newer toolchain by itself if it is too old.
 TOOLS := build/conformance
@@ -82,6 +83,9 @@ format: $(VENV)/.installed-dev  ## apply the formatter and the safe fixes
 
 proto: $(VENV)/.installed-dev  ## generate the Python code of proto/districhat/chat.proto
 	@$(BIN)/python proto/generate.py
+
+docs: $(VENV)/.installed-dev  ## generate the tables of settings and metrics in docs/
+	@$(BIN)/python docs/generate.py
 
 bench: $(VENV)/.installed-peers  ## cost of a call beside HAProxy, nginx, Envoy and others, one run (ARGS="--help")
 	@$(BIN)/python -m bench $(ARGS)

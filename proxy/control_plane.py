@@ -19,10 +19,11 @@ from proxy.transport.slices import in_passes
 from proxy.transport.tls import Tls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from proxy.cluster.cluster import Cluster, Succession
     from proxy.cluster.endpoint import Endpoint
+    from proxy.cluster.health import Sign
     from proxy.settings import Settings
     from proxy.transport.reactor import Reactor
     from proxy.transport.tls import EndpointTls
@@ -72,6 +73,11 @@ class ControlPlane:
     def speak_to(self, data_planes: DataPlanes) -> None:
         """Who is told what is decided, besides what the endpoints say. Before `start`."""
         self._data_planes = data_planes
+
+    @property
+    def check_results(self) -> Mapping[tuple[str, Sign], int]:
+        """Health checks by endpoint and what they gave."""
+        return self._checker.results
 
     def start_sweeping(self) -> None:
         """Begin to count the time of ejections."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from proxy.forwarding.failback import DisplacedChats
@@ -21,9 +21,12 @@ from proxy.forwarding.limits import LimitWatch
 from proxy.forwarding.own_health import OwnHealth
 from proxy.forwarding.request_ids import request_ids
 from proxy.forwarding.routes import RouteTable
-from proxy.http2 import Backlog, Limits, Outbox
+from proxy.forwarding.stats import Stats, StatsSnapshot
+from proxy.http2 import Backlog, Limits, Outbox, PassClock
 from proxy.transport.deadline_timer import DeadlineTimer
+from proxy.transport.gauges import gathered
 from proxy.transport.listener import Listener
+from proxy.transport.loop_lag import LoopLag
 from proxy.transport.pool import UpstreamPool
 from proxy.transport.reactor import CLOSE_NOTIFY_TIMEOUT
 from proxy.transport.tls import Tls
@@ -61,12 +64,16 @@ class DataPlane:
         self.watch = LimitWatch(reactor.now, log.warning)
         limits = settings.limits
         self.backlog = Backlog(limits.max_buffered_per_connection, limits.max_buffered, self.watch.exceeded)
-        self.outbox = Outbox(reactor.call_soon, self.backlog)
+        counting = settings.metrics.enabled
+        clock = PassClock(reactor.clock if counting else None)
+        self.stats = Stats(clock, on=counting)
+        self.outbox = Outbox(reactor.call_soon, self.backlog, clock)
         self.tls = Tls(settings.listener.tls, settings.upstream.tls)
         self.pools: dict[Endpoint, UpstreamPool] = {}
         """Also those of removed endpoints, until the last of their calls is over."""
         self._reaper: Handle | None = None
         self._deadlines = DeadlineTimer(reactor)
+        self._lag = LoopLag(reactor, self.outbox.time_next)
         self.own_health = OwnHealth(lambda: any(endpoint.available for endpoint in cluster.snapshot))
         self.displaced = DisplacedChats(settings.failback, cluster.snapshot)
         listener = settings.listener
@@ -74,7 +81,7 @@ class DataPlane:
             reactor,
             cluster,
             self.pools,
-            request_heads(settings),
+            request_heads(settings, self.stats),
             self._deadlines.wheel,
             detector,
             self.displaced,
@@ -100,7 +107,15 @@ class DataPlane:
 
     async def serve(self) -> None:
         """Accept clients. Raises OSError if somebody else took the port meanwhile."""
+        if self.stats.on:
+            self._lag.start()
         await self.listener.serve()
+
+    def gathered(self) -> Generator[None, None, StatsSnapshot]:
+        """All numbers of this process, in slices."""
+        told = yield from gathered(self.forwarder, self.listener, self.pools)
+        self._lag.tell(told)
+        return told
 
     def answers(self, endpoint: Endpoint) -> None:
         """`endpoint` has just been seen to answer: do not wait with connecting to it."""
@@ -119,7 +134,9 @@ class DataPlane:
         """
         self._settings = settings
         listener = settings.listener
-        self.forwarder.configure(request_heads(settings), settings.retry, settings.limits, listener.max_first_message)
+        self.forwarder.configure(
+            request_heads(settings, self.stats), settings.retry, settings.limits, listener.max_first_message
+        )
         self.displaced.configure(settings.failback, self.cluster.snapshot, self._reactor.now())
         self.listener.configure(listener)
         self.backlog.configure(settings.limits.max_buffered_per_connection, settings.limits.max_buffered)
@@ -155,6 +172,7 @@ class DataPlane:
         for endpoint in removed:
             if self.pools[endpoint].drained:
                 del self.pools[endpoint]
+                self.stats.forget(endpoint)
                 log.info("%s (%s) has finished its calls and is gone", endpoint.id, endpoint.address)
             elif self._reaper is None:
                 self._reaper = self._reactor.call_later(REAP_EVERY, self._reap)
@@ -169,6 +187,7 @@ class DataPlane:
     def close(self) -> None:
         """Close the connections to the endpoints at once."""
         self._deadlines.cancel()
+        self._lag.stop()
         self.tls.stop()
         if self._reaper is not None:
             self._reaper.cancel()
@@ -186,11 +205,12 @@ class DataPlane:
         self.own_health.update()
 
 
-def request_heads(settings: Settings) -> RequestHeads:
+def request_heads(settings: Settings, stats: Stats) -> RequestHeads:
     """The rules by which request headers are read."""
     listener = settings.listener
     return RequestHeads(
         RouteTable(settings.routes),
+        stats,
         own_health=listener.health == "own",
         max_size=listener.max_header_list_size,
         max_count=listener.max_header_count,

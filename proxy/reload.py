@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NEEDS_RESTART: Final = ("listener.address", "listener.socket_mode", "listener.tls", "upstream.tls", "admin")
+NEEDS_RESTART: Final = ("listener.address", "listener.socket_mode", "listener.tls", "upstream.tls", "admin", "metrics")
 """Keys, or whole sections, that a running process cannot change: of ports that are bound, and of files that are watched
 by themselves."""
 

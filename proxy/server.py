@@ -56,6 +56,8 @@ class Proxy:
             self._not_ready,
             views,
             self._reload,
+            self.data.gathered,
+            self.control.check_results,
         )
         self.admin = AdminServer(self.admin_port, settings.admin, views)
 

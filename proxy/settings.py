@@ -27,6 +27,7 @@ from proxy.control.settings import HealthSettings
 from proxy.errors import ConfigError
 from proxy.forwarding.failback import FailbackSettings
 from proxy.forwarding.settings import LimitSettings, RetrySettings, RouteSettings
+from proxy.forwarding.stats import MetricsSettings
 from proxy.transport.settings import ListenerSettings, UpstreamSettings
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Settings(BaseModel):
     upstream: UpstreamSettings = UpstreamSettings()
     health: HealthSettings = HealthSettings()
     admin: AdminSettings = AdminSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     @field_validator("endpoints")
     @classmethod

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from proxy.admin import schema
+from proxy.admin import metrics, schema
 from proxy.admin.guard import ProblemError
 from proxy.admin.ports import AdminPort, LastServerError, ReloadRefusedError
 from proxy.admin.ring_view import RingView, RingViews
@@ -41,6 +41,7 @@ class Api:
         return [
             web.get("/livez", self.livez),
             web.get("/readyz", self.readyz),
+            web.get("/metrics", self.metrics),
             web.get("/api/schema", self.json_schema),
             web.get("/api/config", self.config),
             web.get("/api/endpoints", self.endpoints),
@@ -63,6 +64,11 @@ class Api:
         if reason:
             return _json(schema.Health(status="unavailable", reason=reason), HTTPStatus.SERVICE_UNAVAILABLE)
         return _json(schema.Health(status="ok"))
+
+    async def metrics(self, _request: web.Request) -> web.Response:
+        """What Prometheus reads."""
+        text = await metrics.render(await self._proxy.statistics())
+        return web.Response(body=text, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def json_schema(self, _request: web.Request) -> web.Response:
         """The JSON schema of all bodies."""

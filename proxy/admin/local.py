@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+import importlib.metadata
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
@@ -16,8 +18,11 @@ from proxy.balancing.hashing import RING_SIZE
 from proxy.balancing.ring import RingSnapshot
 from proxy.cluster.cluster import Cluster
 from proxy.cluster.endpoint import Cause, Endpoint
+from proxy.cluster.health import Sign
 from proxy.forwarding.explain import Explanation, Verdict, explain
 from proxy.forwarding.forwarder import Forwarder
+from proxy.forwarding.stats import CALL_BOUNDS, StatsSnapshot
+from proxy.transport.slices import in_passes
 
 DRAINED: Final = "drained by the operator"
 
@@ -40,6 +45,8 @@ class EndpointJournal:
     def __init__(self, events: EventBus) -> None:
         self._events = events
         self._since: dict[tuple[str, Cause], datetime] = {}
+        self.begun: Counter[tuple[str, Cause]] = Counter()
+        """How often a cause began to speak against a server, by its id."""
 
     def watch(self, endpoints: Iterable[Endpoint]) -> None:
         """Also these, from now on."""
@@ -50,6 +57,7 @@ class EndpointJournal:
         """It has left the cluster."""
         for cause in Cause:
             self._since.pop((endpoint.id, cause), None)
+            self.begun.pop((endpoint.id, cause), None)
 
     def blocks(self, endpoint: Endpoint) -> tuple[schema.Block, ...]:
         """What speaks against it now."""
@@ -65,6 +73,7 @@ class EndpointJournal:
         if why is not None:
             event = self._events.publish(_BEGINS[cause], endpoint=endpoint.id, cause=cause.value, detail=why)
             self._since[endpoint.id, cause] = event.at
+            self.begun[endpoint.id, cause] += 1
         else:
             self._since.pop((endpoint.id, cause), None)
             self._events.publish(_CEASES[cause], endpoint=endpoint.id, cause=cause.value)
@@ -113,6 +122,10 @@ class LocalProxy:
     views: RingViews
     reloading: Callable[[], Awaitable[schema.Reloaded]]
     """See `AdminPort.reload`."""
+    gathering: Callable[[], Generator[None, None, StatsSnapshot]]
+    """The numbers of the data path."""
+    check_results: Mapping[tuple[str, Sign], int]
+    """Health checks, by endpoint and what they gave."""
 
     def not_ready(self) -> str:
         """See `AdminPort`."""
@@ -135,8 +148,9 @@ class LocalProxy:
         """See `AdminPort`."""
         snapshot = self.cluster.snapshot
         view = await self.views.of(snapshot.ring)
+        traffic = traffic_of(await in_passes(self.gathering()))
         told = [
-            self._endpoint(snapshot.by_id[node.id], node.vnodes, view.shares[index])
+            self._endpoint(snapshot.by_id[node.id], node.vnodes, view.shares[index], traffic)
             async for index, node in sliced(enumerate(snapshot.ring.nodes))
         ]
         return schema.Endpoints(
@@ -144,10 +158,13 @@ class LocalProxy:
             at=datetime.now(UTC),
             not_ready=self.not_ready(),
             active_calls=self.forwarder.active,
+            latency_bounds=CALL_BOUNDS,
             endpoints=tuple(told),
         )
 
-    def _endpoint(self, endpoint: Endpoint, virtual_nodes: int, share: float) -> schema.Endpoint:
+    def _endpoint(
+        self, endpoint: Endpoint, virtual_nodes: int, share: float, traffic: Mapping[str, schema.Traffic]
+    ) -> schema.Endpoint:
         pool = self.pools.get(endpoint)
         return schema.Endpoint(
             id=endpoint.id,
@@ -161,7 +178,25 @@ class LocalProxy:
             active_calls=endpoint.active,
             connections=len(pool.connections) if pool else 0,
             waiting_calls=len(pool.waiting) if pool else 0,
+            traffic=traffic.get(endpoint.id, schema.Traffic()),
         )
+
+    async def statistics(self) -> StatsSnapshot:
+        """See `AdminPort`."""
+        told = await in_passes(self.gathering())
+        snapshot = self.cluster.snapshot
+        view = await self.views.of(snapshot.ring)
+        async for index, node in sliced(enumerate(snapshot.ring.nodes)):
+            tell_of_endpoint(told, snapshot.by_id[node.id], view.shares[index])
+        for (name, cause), count in self.journal.begun.items():
+            told.add("districhat_endpoint_blocks_total", count, name, cause.value)
+        for (name, sign), count in self.check_results.items():
+            told.add("districhat_health_checks_total", count, name, sign.value)
+        told.add("districhat_ready", not self.not_ready())
+        told.add("districhat_ring_version", snapshot.version)
+        told.add("districhat_ring_info", 1, snapshot.ring.fingerprint, snapshot.ring.layout)
+        told.add("districhat_build_info", 1, importlib.metadata.version("districhat"))
+        return told
 
     async def explain(self, key: bytes, limit: int) -> schema.Explanation:
         """See `AdminPort`."""
@@ -221,6 +256,34 @@ class LocalProxy:
     async def reload(self) -> schema.Reloaded:
         """See `AdminPort`."""
         return await self.reloading()
+
+
+def tell_of_endpoint(told: StatsSnapshot, endpoint: Endpoint, share: float) -> None:
+    """Add what the control plane knows of a server."""
+    told.add("districhat_endpoint_available", endpoint.available, endpoint.id)
+    told.add("districhat_endpoint_weight", endpoint.weight, endpoint.id)
+    told.add("districhat_endpoint_share", share, endpoint.id)
+    for cause, _ in _GRAVEST:
+        told.add("districhat_endpoint_blocked", cause in endpoint.blocks, endpoint.id, cause.value)
+
+
+def traffic_of(told: StatsSnapshot) -> dict[str, schema.Traffic]:
+    """What each server has done, by its id."""
+    calls: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
+    for (_, name, status), count in told.values.get("districhat_calls_total", {}).items():
+        calls[name] += int(count)
+        if status != "OK":
+            errors[name] += int(count)
+    return {
+        name: schema.Traffic(
+            calls=calls[name],
+            errors=errors[name],
+            latency_sum=numbers[-1],
+            latency_counts=tuple(int(count) for count in numbers[:-1]),
+        )
+        for (name,), numbers in told.histograms.get("districhat_call_seconds", {}).items()
+    }
 
 
 def _drained(endpoint: Endpoint, *, changed: bool) -> schema.Drained:

@@ -12,6 +12,7 @@ from proxy.admin import schema
 from proxy.admin.events import EventBus
 from proxy.balancing.ring import RingSnapshot
 from proxy.errors import DistriChatError
+from proxy.forwarding.stats import StatsSnapshot
 
 
 class ReloadRefusedError(DistriChatError):
@@ -49,6 +50,9 @@ class AdminPort(Protocol):
 
     async def endpoints(self) -> schema.Endpoints:
         """Every server and its state."""
+
+    async def statistics(self) -> StatsSnapshot:
+        """All numbers there are, of all processes together; each has a row in `proxy.admin.metrics`."""
 
     async def explain(self, key: bytes, limit: int) -> schema.Explanation:
         """What a call with `key` (not empty) would meet now, with at least `limit` candidates if there are so many."""

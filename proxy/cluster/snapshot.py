@@ -20,7 +20,7 @@ MAX_MEMO_KEY: Final = 256
 class ClusterSnapshot:
     """Members and ring. A new one replaces it when members or weights change; calls keep the one they started with."""
 
-    __slots__ = ("_endpoints", "_hash", "_memo", "by_id", "ring", "settings", "version")
+    __slots__ = ("_endpoints", "_hash", "_memo", "by_id", "misses", "ring", "settings", "version")
 
     def __init__(
         self, endpoints: tuple[Endpoint, ...], ring: RingSnapshot, settings: RingSettings, version: int
@@ -35,6 +35,8 @@ class ClusterSnapshot:
         self._endpoints = tuple(self.by_id[node.id] for node in ring.nodes)
         self._hash = ring.hash_key
         self._memo: dict[bytes, Endpoint] = {}
+        self.misses = 0
+        """Owners that were not remembered."""
 
     @classmethod
     def building(
@@ -54,6 +56,7 @@ class ClusterSnapshot:
         """The endpoint whose chats `key` belongs to, available or not."""
         owner = self._memo.get(key)
         if owner is None:
+            self.misses += 1
             owner = self._endpoints[self.ring.owner_index(self._hash(key))]
             if len(key) <= MAX_MEMO_KEY:
                 if len(self._memo) >= MAX_MEMO:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Protocol
@@ -71,6 +72,8 @@ class HealthChecker:
         self._targets: dict[Endpoint, tuple[Address, EndpointTls | None]] = {}
         self._checks: dict[Endpoint, EndpointCheck] = {}
         self._tasks: dict[Endpoint, asyncio.Task[None]] = {}
+        self.results: Counter[tuple[str, Sign]] = Counter()
+        """Checks by endpoint and what they gave."""
         self._add({each: _target(each, addresses or {}, secured or {}) for each in endpoints})
 
     def _add(self, targets: Mapping[Endpoint, tuple[Address, EndpointTls | None]]) -> list[EndpointCheck]:
@@ -79,7 +82,9 @@ class HealthChecker:
             for endpoint, (address, tls) in targets.items():
                 self._targets[endpoint] = address, tls
                 probe = Probe(address, self._settings, tls)
-                check = EndpointCheck(endpoint, probe, self._settings, self._slots, self._on_success, self._chance)
+                check = EndpointCheck(
+                    endpoint, probe, self._settings, self._slots, self._on_success, self._chance, self.results
+                )
                 self._checks[endpoint] = check
                 added.append(check)
         return added
@@ -103,6 +108,9 @@ class HealthChecker:
         wanted = {endpoint: _target(endpoint, addresses, secured) for endpoint in endpoints}
         changed = settings != self._settings
         await self._end([each for each in self._checks if changed or wanted.get(each) != self._targets[each]])
+        ids = {endpoint.id for endpoint in wanted}
+        for key in [key for key in self.results if key[0] not in ids]:
+            del self.results[key]
         if changed:
             self._settings = settings
             self._slots = asyncio.Semaphore(settings.max_concurrent_checks)
@@ -152,8 +160,10 @@ class EndpointCheck:
         slots: asyncio.Semaphore,
         on_success: Callable[[Endpoint], object],
         chance: Callable[[], float],
+        results: Counter[tuple[str, Sign]],
     ) -> None:
-        """`slots`: shared by all endpoints; each check under way holds one."""
+        """`slots`: shared by all endpoints; each check under way holds one. `results`: counts what checks gave."""
+        self._results = results
         self.endpoint = endpoint
         self.checked = asyncio.Event()
         """There is a first result."""
@@ -207,6 +217,7 @@ class EndpointCheck:
         async with self._slots:
             told = self._told
             answer = await self._probe.check()
+        self._results[self.endpoint.id, answer.sign] += 1
         if answer.sign is Sign.FAILED:
             await self._unwatch()
             self._unwatchable = False  # whatever comes up there may have one

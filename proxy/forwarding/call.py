@@ -14,6 +14,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -34,6 +35,7 @@ from proxy.forwarding.headers import (
 )
 from proxy.forwarding.peers import Downstream, Upstream
 from proxy.forwarding.retry import Outcome
+from proxy.forwarding.stats import CALL_BOUNDS, CANCELLED, UNKNOWN, Tally
 from proxy.forwarding.walk import Walk
 from proxy.grpc_wire.errors import CallRejected
 from proxy.grpc_wire.fields import ABSENT, PENDING
@@ -57,6 +59,7 @@ class Call:
     """One call. Made by the downstream connection when request headers arrive, followed by `start`."""
 
     __slots__ = (
+        "arrived",
         "bucket",
         "buffer",
         "buffered",
@@ -81,6 +84,7 @@ class Call:
         "sid",
         "snapshot",
         "started",
+        "status",
         "sweeps",
         "try_timer",
         "up",
@@ -97,6 +101,8 @@ class Call:
         self.head = head
         self.client_timeout = client_timeout
         """`grpc-timeout` as the client sent it; None too if the route's own timeout is shorter."""
+        self.arrived = forwarder.clock.time
+        """By the clock of the passes, as far as calls are counted."""
         self.started = 0.0
         self.deadline: float | None = None
         self.bucket: set[Timed] | None = None
@@ -127,6 +133,8 @@ class Call:
         """Bytes of it that count against the total of all calls."""
         self.request_ended = False
         self.response_started = False
+        self.status = CANCELLED
+        """`grpc-status` that the client gets; until there is one, the client has gone before."""
         self.reported = False
         """Those who watch the servers know how it ended."""
         self.done = False
@@ -209,6 +217,7 @@ class Call:
 
     def cancelled(self) -> None:
         """The client reset the stream, or is gone."""
+        self.forwarder.clock.tick()
         self._abandon(ErrorCode.CANCEL)
         self._end()
 
@@ -276,6 +285,7 @@ class Call:
             self.refuse(Status.INVALID_ARGUMENT, f"the call has no key, and the route {route.method!r} demands one")
             return
         else:
+            forwarder.stats.keyless += 1
             self.walk = Walk(forwarder, snapshot, snapshot.least_loaded())
         self._offer_next(self.walk)
 
@@ -287,6 +297,8 @@ class Call:
         displaced = forwarder.displaced
         now = forwarder.now()
         first = displaced.find(key, now) or owner
+        if first is not owner:
+            forwarder.stats.off_owner["displaced"] += 1
         if displaced.moved_from(key, owner, first, now):
             self._walk()
         return first
@@ -309,6 +321,8 @@ class Call:
         quarantined = detector.quarantined_for(self.key, forwarder.now()) if detector.quarantined else 0.0
         endpoint = None if quarantined else walk.next()
         if endpoint is not None:
+            if walk.outcome is not None:
+                forwarder.stats.retries[walk.outcome] += 1
             self._offer(endpoint)
         elif walk.answer is not None:
             self._reply(walk.answer)
@@ -390,6 +404,7 @@ class Call:
         """
         endpoint = self.endpoint
         assert endpoint is not None  # noqa: S101 - there was an attempt
+        self.forwarder.stats.attempt_failures[endpoint.id, outcome] += 1
         detector = self.forwarder.detector
         if outcome is Outcome.LOST and not self.response_started:
             detector.lost(endpoint, self.key, self.forwarder.now())
@@ -405,7 +420,7 @@ class Call:
             # Its GOAWAY may only mean a new connection (nginx after 1,000 requests): the chat stays with its server.
             self.forwarder.pools[endpoint].submit(self)
             return
-        walk = self._leave(endpoint, why)
+        walk = self._leave(endpoint, why, outcome)
         if self.buffer is not None and walk.may_move(outcome, self.head, endpoint, blame=blame):
             self._offer_next(walk)
         else:
@@ -431,10 +446,10 @@ class Call:
         self.up = None
         return True
 
-    def _leave(self, endpoint: Endpoint, why: str) -> Walk:
+    def _leave(self, endpoint: Endpoint, why: str, outcome: Outcome) -> Walk:
         """Nothing more is expected of `endpoint`."""
         walk = self._walk()
-        walk.leave(endpoint, why)
+        walk.leave(endpoint, why, outcome)
         endpoint.active -= 1
         self.endpoint = None
         self.up = None
@@ -462,7 +477,8 @@ class Call:
         up.calls.pop(self.up_sid)
         if not (end_stream and self.request_ended):
             up.reset(self.up_sid, ErrorCode.CANCEL)
-        walk = self._leave(endpoint, why)
+        self.forwarder.stats.attempt_failures[endpoint.id, Outcome.ANSWERED] += 1
+        walk = self._leave(endpoint, why, Outcome.ANSWERED)
         walk.answer = headers if end_stream else None
         if pushback:
             self.pause = self.forwarder.call_later(pushback, partial(self._after_pushback, endpoint))
@@ -499,7 +515,9 @@ class Call:
         if following is not None and walk.may_move(Outcome.TIMED_OUT, self.head, endpoint):
             up.calls.pop(self.up_sid)
             up.reset(self.up_sid, ErrorCode.CANCEL)
-            self._leave(endpoint, f"did not answer within {self.head.route.per_try_timeout:g} s")
+            self.forwarder.stats.attempt_failures[endpoint.id, Outcome.TIMED_OUT] += 1
+            self.forwarder.stats.retries[Outcome.TIMED_OUT] += 1
+            self._leave(endpoint, f"did not answer within {self.head.route.per_try_timeout:g} s", Outcome.TIMED_OUT)
             self._offer(following)
         else:
             walk.put_back(following)
@@ -511,6 +529,7 @@ class Call:
 
     def _report(self, status: bytes | None, http: bytes = b"200") -> None:
         """Tell those who watch the servers how this one answered: its grpc-status, if there is one, and HTTP status."""
+        self.status = status or UNKNOWN
         forwarder = self.forwarder
         detector = forwarder.detector
         endpoint = self.endpoint
@@ -526,13 +545,22 @@ class Call:
 
     def _settle_down(self) -> None:
         """A server answers that the walk came to: the chat may stay with it."""
-        endpoint, snapshot = self.endpoint, self.snapshot
-        if not self.key or endpoint is None or snapshot is None:
+        endpoint, snapshot, walk = self.endpoint, self.snapshot, self.walk
+        stats = self.forwarder.stats
+        if endpoint is None or snapshot is None or walk is None:
             return
-        if snapshot.owner(self.key) is endpoint:
+        if walk.outcome is not None:
+            stats.failovers += 1
+        if not self.key:
+            return
+        owner = snapshot.owner(self.key)
+        if owner is endpoint:
             self.forwarder.displaced.came_home(self.key)
-        else:
-            self.forwarder.displaced.served(self.key, endpoint, self.forwarder.now())
+            return
+        reason = walk.why_left(owner)
+        stats.off_owner[reason] += 1
+        if self.forwarder.displaced.served(self.key, endpoint, self.forwarder.now()):
+            stats.chats_moved[reason] += 1
 
     def response_headers(self, headers: Headers, *, end_stream: bool) -> None:
         """The server's response begins (or, a trailers-only response, is all there)."""
@@ -620,6 +648,7 @@ class Call:
 
     def drop(self, code: ErrorCode) -> None:
         """The client does not take its bytes: free both sides. The client gets `code`, as trailers would wait too."""
+        self.forwarder.clock.tick()
         self._abandon(ErrorCode.CANCEL)
         self.down.reset(self.sid, code)
         self._end()
@@ -651,7 +680,9 @@ class Call:
 
     def refuse(self, status: Status, message: str) -> None:
         """End the call with a status of our own."""
+        self.forwarder.clock.tick()
         if self.response_started:
+            self.status = b"%d" % status
             down = self.down
             if not down.closed:
                 down.engine.send_trailers(self.sid, trailers(status, message))
@@ -697,6 +728,8 @@ class Call:
         self.down.mark_dirty()
 
     def _reply(self, headers: Headers | list[tuple[bytes, bytes]]) -> None:
+        self.forwarder.clock.tick()
+        self.status = sole_status(headers) or UNKNOWN
         down = self.down
         if not down.closed:
             try:
@@ -719,11 +752,22 @@ class Call:
         else:
             self.forwarder.own_health.forget(self)
 
-    def _end(self) -> None:
+    def _end(self) -> None:  # noqa: C901 - a call has many things to give back; a method more costs every call 1 %
         """The only end of a call."""
         self.done = True
         forwarder = self.forwarder
         forwarder.active -= 1
+        if forwarder.counting:
+            tallies = self.head.tallies
+            try:
+                tally = tallies[self.endpoint]
+            except KeyError:
+                tally = tallies[self.endpoint] = Tally()
+            if self.status != b"0":
+                tally.add(self.status)
+            seconds = forwarder.clock.time - self.arrived
+            tally.seconds += seconds
+            tally.buckets[bisect_left(CALL_BOUNDS, seconds)] += 1
         up = self.up
         if up is not None:
             up.calls.pop(self.up_sid, None)

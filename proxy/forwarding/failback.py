@@ -54,10 +54,13 @@ class DisplacedChats:
         "_settled",
         "_snapshot",
         "chats",
+        "returned",
         "watching",
     )
 
     def __init__(self, settings: FailbackSettings, snapshot: ClusterSnapshot) -> None:
+        self.returned = 0
+        """Chats that went back to their owner."""
         self.chats: OrderedDict[bytes, tuple[Endpoint, float]] = OrderedDict()
         """With the time of its last call."""
         self.watching = False
@@ -124,19 +127,23 @@ class DisplacedChats:
             before = owner.id
         return before if before != to.id and before.isascii() and before.isprintable() else ""
 
-    def served(self, key: bytes, endpoint: Endpoint, now: float) -> None:
-        """`endpoint`, which does not own `key`, has begun to answer a call for it."""
+    def served(self, key: bytes, endpoint: Endpoint, now: float) -> bool:
+        """`endpoint`, which does not own `key`, has begun to answer a call for it. Returns whether the chat was, as far
+        as it is remembered, elsewhere before.
+        """
         if self._immediate and not self._announce:
-            return
+            return True
+        before = self.chats.get(key)
         self.chats[key] = (endpoint, now)
         self.chats.move_to_end(key)
         if len(self.chats) > self._max:
             self.chats.popitem(last=False)
         self._watch()
+        return before is None or before[0] is not endpoint
 
     def came_home(self, key: bytes) -> None:
         """The owner of `key` serves it."""
-        self.chats.pop(key, None)
+        self.returned += self.chats.pop(key, None) is not None
         if self._former is not None:
             self._settled.add(key)
             if len(self._settled) > self._max:

@@ -59,7 +59,9 @@ class Forwarder:
         "budget",
         "call_later",
         "calls_by_chat",
+        "clock",
         "cluster",
+        "counting",
         "deadlines",
         "detector",
         "displaced",
@@ -76,6 +78,7 @@ class Forwarder:
         "request_ids",
         "retry",
         "small_buffer",
+        "stats",
         "watch",
     )
 
@@ -105,6 +108,9 @@ class Forwarder:
         self.displaced = displaced
         self.own_health = own_health
         self.watch = watch
+        self.stats = heads.stats
+        self.clock = heads.stats.clock
+        self.counting = heads.stats.on
         self.request_ids = request_ids
         self.budget = RetryBudget(retry)
         self.active = 0

@@ -7,10 +7,12 @@ without its `grpc-timeout`, which many clients make different for every call.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from proxy.forwarding.routes import Route, RouteTable
 from proxy.forwarding.settings import KeySource, RouteSettings
+from proxy.forwarding.stats import Stats, Tallies
 from proxy.grpc_wire.fields import DEFAULT_MAX_KEY
 from proxy.grpc_wire.status import Status, trailers, trailers_only
 from proxy.grpc_wire.timeout import format_timeout
@@ -51,6 +53,7 @@ class RequestHead:
         "rejection_limit",
         "route",
         "size",
+        "tallies",
         "wants_request_id",
         "with_route_timeout",
     )
@@ -65,6 +68,8 @@ class RequestHead:
         """The key, on a route that takes it from metadata; empty if it is not there."""
         self.size = sum(len(name) + len(value) + 32 for name, value in headers) + ADDED
         """What the list counts for at a server (RFC 9113, 6.5.2: 32 bytes a field), with what we may add to it."""
+        self.tallies: Tallies = {}
+        """Where calls are counted."""
         self.rejection = rejection
         """If not empty: answer with these headers and END_STREAM instead of forwarding."""
         self.rejection_limit = ""
@@ -84,13 +89,15 @@ class RequestHead:
 class RequestHeads:
     """The memo of header lists, on top of the rules that fill it."""
 
-    __slots__ = ("_max_count", "_max_size", "_own_health", "_routes", "memo")
+    __slots__ = ("_max_count", "_max_size", "_own_health", "_routes", "memo", "stats")
 
-    def __init__(self, routes: RouteTable, *, own_health: bool, max_size: int, max_count: int) -> None:
-        """`own_health`: the proxy answers `grpc.health.v1.Health` itself for the empty service name. `max_size` bytes
-        (32 a field included, RFC 9113, 6.5.2) and `max_count` fields are what a list may have.
+    def __init__(self, routes: RouteTable, stats: Stats, *, own_health: bool, max_size: int, max_count: int) -> None:
+        """`stats`: where the calls will be counted. `own_health`: the proxy answers `grpc.health.v1.Health` itself for
+        the empty service name. `max_size` bytes (32 a field included, RFC 9113, 6.5.2) and `max_count` fields are what
+        a list may have.
         """
         self._routes = routes
+        self.stats = stats
         self._own_health = own_health
         self._max_size = max_size
         self._max_count = max_count
@@ -103,6 +110,8 @@ class RequestHeads:
         if head is not None:
             return head
         head = self._parse(headers)
+        head.tallies = self.stats.of_route(head.route.method)
+        self.stats.head_misses += 1
         if sum(len(name) + len(value) for name, value in headers) <= MAX_MEMO_LIST:
             if len(self.memo) >= MAX_MEMO:
                 self.memo.clear()
@@ -194,7 +203,7 @@ _TRY_AGAIN = {
 _HTTP_TRY_AGAIN = frozenset({b"502", b"503", b"504"})
 
 
-def sole_status(headers: Headers) -> bytes | None:
+def sole_status(headers: Iterable[Header]) -> bytes | None:
     """The value of `grpc-status`, if it is there once (gRPC over HTTP/2: Trailers -> Status [Status-Message] ...)."""
     found = None
     for name, value in headers:

@@ -27,6 +27,7 @@ class Walk:
     __slots__ = (
         "_candidates",
         "_forwarder",
+        "_outcomes",
         "_postponed",
         "_reasons",
         "_repeating",
@@ -51,6 +52,8 @@ class Walk:
         """Servers that left the call unprocessed, at no charge."""
         self._repeating = False
         """Holds a place in the retry budget."""
+        self._outcomes: list[Outcome] = []
+        """Of those in `left`."""
         self.left: list[Endpoint] = []
         """Servers that were offered the call and did not take it."""
         self.repeats = 0
@@ -63,10 +66,22 @@ class Walk:
         self.answer: Headers | None = None
         """What a server answered before the call was tried again: the client's, if no other server takes the call."""
 
-    def leave(self, endpoint: Endpoint, why: str) -> None:
+    def leave(self, endpoint: Endpoint, why: str, outcome: Outcome) -> None:
         """`endpoint` did not take the call: `why`, for people."""
         self.left.append(endpoint)
+        self._outcomes.append(outcome)
         self._note(endpoint, why)
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the last attempt failed; None: there was none."""
+        return self._outcomes[-1] if self._outcomes else None
+
+    def why_left(self, owner: Endpoint) -> str:
+        """What keeps the call from the owner of its key, in one word for statistics."""
+        if owner in self.left:
+            return self._outcomes[self.left.index(owner)].name.lower()
+        return next((cause.value for cause in owner.blocks), "passed")
 
     def may_move(self, outcome: Outcome, head: RequestHead, endpoint: Endpoint, *, blame: bool = True) -> bool:
         """Whether the call may go on to another server after `outcome` on `endpoint`; takes from the budget if that

@@ -4,6 +4,7 @@ engine      roles, limits, windows
 limits      buckets, the backlog of bytes, the error that ends a connection
 connection  bytes in, handler calls out, one write per event-loop pass
 outbox      which connections have something to say
+pass_clock  when a pass of the event loop began, how long passes take
 """
 
 from ngh2 import (
@@ -41,10 +42,12 @@ from proxy.http2.engine import (
 )
 from proxy.http2.limits import Backlog, LimitExceeded, TokenBucket
 from proxy.http2.outbox import Outbox
+from proxy.http2.pass_clock import PASS_BOUNDS, PassClock
 
 __all__ = [
     "EMPTY_SETTINGS",
     "MAX_STREAM_ID",
+    "PASS_BOUNDS",
     "Backlog",
     "ConnectionClosed",
     "ConnectionClosingError",
@@ -61,6 +64,7 @@ __all__ = [
     "NeverIndexedHeader",
     "NoAvailableStreamIDError",
     "Outbox",
+    "PassClock",
     "PingAcknowledged",
     "RequestReceived",
     "ResponseReceived",

@@ -93,6 +93,7 @@ class Http2Connection:
         "last_sid",
         "outbox",
         "owed",
+        "pass_clock",
         "paused",
         "slack",
         "tails",
@@ -114,6 +115,7 @@ class Http2Connection:
         """Bytes of each of its streams that the peer is owed without being in anybody's `owed`. Less than half of the
         window, so that the peer can always send on: that brings the total over it, and then they are watched."""
         self.outbox = outbox
+        self.pass_clock = outbox.clock
         self.wire: Wire | None = None
         self.dirty = False
         """In the outbox, or about to be."""
@@ -144,6 +146,10 @@ class Http2Connection:
         """Take bytes from the peer and hand out what they mean."""
         if self.closed:
             return
+        clock = self.pass_clock
+        if not clock.fresh:
+            clock.time = clock.read()
+            clock.fresh = True
         engine = self.engine
         try:
             engine.receive_data(data)
@@ -155,9 +161,13 @@ class Http2Connection:
             self._dispatch(events)
         else:
             self.fragments += 1
-        if not self.dirty and not self.closed and engine.want_write:
-            self.dirty = True
-            self.outbox.add(self)
+        if not self.dirty:
+            outbox = self.outbox
+            if not self.closed and engine.want_write:
+                self.dirty = True
+                outbox.add(self)
+            elif not outbox.pending:
+                clock.fresh = False
 
     def flush(self) -> None:
         """Write out what the engine has to say; give back the credit for what it took."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from proxy.http2.limits import Backlog
+from proxy.http2.pass_clock import PassClock
 
 
 class Flushable(Protocol):
@@ -25,25 +26,28 @@ class Flushable(Protocol):
 class Outbox:
     """The dirty list.
 
-    `call_soon(callback)` runs a callback in the next pass of the event loop.
+    `call_soon(callback)` runs a callback in the next pass of the event loop. `clock`: of the passes.
     """
 
-    __slots__ = ("_call_soon", "_pending", "backlog")
+    __slots__ = ("_call_soon", "_flusher", "backlog", "clock", "pending")
 
-    def __init__(self, call_soon: Callable[[Callable[[], None]], object], backlog: Backlog) -> None:
+    def __init__(self, call_soon: Callable[[Callable[[], None]], object], backlog: Backlog, clock: PassClock) -> None:
         self._call_soon = call_soon
         self.backlog = backlog
         """What cannot go out."""
-        self._pending: list[Flushable] = []
+        self.clock = clock
+        self._flusher = self._flush
+        self.pending: list[Flushable] = []
+        """Those who have something to say in this pass."""
 
     def add(self, connection: Flushable) -> None:
         """Flush `connection` in the next pass. The caller sees to it that it is not added twice."""
-        if not self._pending:
-            self._call_soon(self._flush)
-        self._pending.append(connection)
+        if not self.pending:
+            self._call_soon(self._flusher)
+        self.pending.append(connection)
 
     def _flush(self) -> None:
-        pending = self._pending
+        pending = self.pending
         try:
             # The list grows while it is walked: a flush that returns credit makes the other side's connection dirty.
             for connection in pending:
@@ -52,5 +56,18 @@ class Outbox:
                 except Exception as error:
                     connection.fail(error)
         finally:
+            self.clock.fresh = False
             # Whatever happened: with anything left in it, nothing would ever be scheduled again.
             pending.clear()
+
+    def time_next(self) -> None:
+        """Have the clock observe the next pass, if bytes begin it."""
+        self._flusher = self._flush_timed
+
+    def _flush_timed(self) -> None:
+        self._flusher = self._flush
+        clock = self.clock
+        fresh, began, written = clock.fresh, clock.time, len(self.pending)
+        self._flush()
+        if fresh:
+            clock.observe(began, written)

@@ -48,6 +48,8 @@ class Listener:
         self._handshakes = 0
         """Clients that are not secured yet."""
         self.sweeper = ClientSweeper(settings, self.connections, forwarder.watch, reactor)
+        self.accepted = 0
+        """Connections since the start."""
         self._forwarder = forwarder
         self._limits = limits_of_clients(settings)
         self._reactor = reactor
@@ -165,6 +167,7 @@ class Listener:
         if full is not None:
             connection.turn_away(*full)
             return
+        self.accepted += 1
         self._count(client)
         connection.address = client
         self.connections.add(connection)

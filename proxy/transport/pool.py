@@ -56,6 +56,8 @@ class UpstreamPool:
         self.tls = tls.of(endpoint) if tls is not None and endpoint.tls else None
         self.connections: list[UpstreamConnection] = []
         """Ready for calls."""
+        self.made = 0
+        """Connections since the start."""
         self.waiting: OrderedDict[Call, None] = OrderedDict()
         """Calls parked until there is a connection or a free stream, oldest first."""
         self.settings = settings
@@ -175,6 +177,7 @@ class UpstreamPool:
         self._stop_timer()
         self._connecting = self._attempt = None
         connection.opened_at = self.reactor.now()
+        self.made += 1
         self.connections.append(connection)
         settings = self.settings
         # gRFC A9: 10 % of jitter, so that connections opened together do not end together.

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import ssl
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -31,6 +32,9 @@ class Reactor(Protocol):
 
     def now(self) -> float:
         """Seconds on a clock that never goes back; it may stand still during one pass of the loop."""
+
+    def clock(self) -> float:
+        """Seconds on another such clock, which never stands still and has microseconds."""
 
     def call_soon(self, callback: Callable[[], None]) -> object:
         """Run `callback` in the next pass of the loop."""
@@ -59,6 +63,7 @@ class AsyncioReactor:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.now = loop.time
+        self.clock = time.perf_counter
         self.call_soon = loop.call_soon
         self.call_later = loop.call_later
         self.random = random.random

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import grpc.aio
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.grpc_server import EchoServer, channel, echo_servers, server_of
 from tests.support.messages import keyed
@@ -194,3 +196,18 @@ async def test_a_successor_takes_the_admin_address_over_too(servers: tuple[EchoS
             async with admin_of(new) as admin:
                 assert f"admin server on http://{admin_port}" in new.log()
                 assert (await get(admin, "/readyz"))["status"] == "ok"
+
+
+async def test_prometheus_is_told_of_calls_checks_and_the_loop(servers: tuple[EchoServer, ...], tmp_path: Path) -> None:
+    health = {"kind": "tcp", "interval": 0.05, "unhealthy_interval": 0.05}
+    config = toml(addresses(*servers), admin={"address": "127.0.0.1:0"}, health=health)
+    async with proxy_process(tmp_path, config) as proxy, channel(proxy.address) as client, admin_of(proxy) as admin:
+        served = {chat: await served_by(client, chat) for chat in CHATS}
+        async with admin.get("/metrics") as response:
+            families = {each.name: each for each in text_string_to_metric_families(await response.text())}
+        calls = {each.labels["endpoint"]: each.value for each in families["districhat_calls"].samples}
+        assert calls == Counter(served.values())
+        checks = families["districhat_health_checks"].samples
+        assert {(each.labels["endpoint"], each.labels["result"]) for each in checks} == {(id_, "passed") for id_ in IDS}
+        for name in ("districhat_pass_seconds", "districhat_loop_lag_seconds"):
+            assert [each.name for each in families[name].samples if each.name.endswith("_count")]

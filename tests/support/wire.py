@@ -336,6 +336,9 @@ class World:
     def now(self) -> float:
         return self.time
 
+    def clock(self) -> float:
+        return self.time
+
     def call_soon(self, callback: Callable[[], None]) -> None:
         self._ready.append(callback)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,7 @@ async def checking(
     """A check that runs."""
     values = HealthSettings.model_validate({**SOON, **settings})
     slots = slots or asyncio.Semaphore(64)
-    check = EndpointCheck(endpoint(), probe, values, slots, on_success, lambda: 0.5)
+    check = EndpointCheck(endpoint(), probe, values, slots, on_success, lambda: 0.5, Counter())
     task = asyncio.get_running_loop().create_task(check.run())
     try:
         yield check
@@ -184,7 +185,9 @@ async def test_no_more_checks_than_allowed_are_under_way_and_all_get_their_turn(
     probe = FakeProbe(PASSED)
     slots = asyncio.Semaphore(3)
     values = HealthSettings.model_validate({**SOON, "interval": 0.02})
-    checks = [EndpointCheck(endpoint(), probe, values, slots, lambda _: None, lambda: 0.5) for _ in range(20)]
+    checks = [
+        EndpointCheck(endpoint(), probe, values, slots, lambda _: None, lambda: 0.5, Counter()) for _ in range(20)
+    ]
     probe.gate = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(check.run()) for check in checks]
@@ -223,7 +226,9 @@ async def test_pauses_are_shortened_by_chance_and_shorter_while_something_is_wro
         patch.setattr("proxy.control.health.asyncio.sleep", sleep)
         values = HealthSettings(interval=10, unhealthy_interval=4, interval_jitter_percent=20)
         chances = iter([0.25] + [0.5] * 20)
-        check = EndpointCheck(endpoint(), probe, values, asyncio.Semaphore(), lambda _: None, lambda: next(chances))
+        check = EndpointCheck(
+            endpoint(), probe, values, asyncio.Semaphore(), lambda _: None, lambda: next(chances), Counter()
+        )
         task = asyncio.get_running_loop().create_task(check.run())
         while probe.checks < 9:
             await real(0)

@@ -5,6 +5,8 @@ import pytest
 from proxy.forwarding import headers as module
 from proxy.forwarding.headers import RequestHeads
 from proxy.forwarding.routes import RouteTable
+from proxy.forwarding.stats import Stats
+from proxy.http2 import PassClock
 
 BASE = (
     (b":method", b"POST"),
@@ -18,7 +20,8 @@ BASE = (
 
 @pytest.fixture
 def heads() -> RequestHeads:
-    return RequestHeads(RouteTable([]), own_health=True, max_size=16_384, max_count=100)
+    stats = Stats(PassClock(None))
+    return RequestHeads(RouteTable([]), stats, own_health=True, max_size=16_384, max_count=100)
 
 
 def test_a_good_list_is_passed_on_as_it_is(heads: RequestHeads) -> None:

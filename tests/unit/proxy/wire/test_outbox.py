@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from proxy.http2 import Backlog, Outbox
+from proxy.http2 import Backlog, Outbox, PassClock
 
 
 class Loop:
@@ -34,7 +34,7 @@ class Connection:
 
 def test_all_connections_of_a_pass_are_flushed_by_one_callback() -> None:
     loop, log = Loop(), []
-    outbox = Outbox(loop.scheduled.append, Backlog(1, 1, print))
+    outbox = Outbox(loop.scheduled.append, Backlog(1, 1, print), PassClock(None))
     for name in "abc":
         outbox.add(Connection(log, name))
     assert len(loop.scheduled) == 1
@@ -46,7 +46,7 @@ def test_all_connections_of_a_pass_are_flushed_by_one_callback() -> None:
 
 def test_a_connection_made_dirty_by_a_flush_is_flushed_in_the_same_pass() -> None:
     loop, log = Loop(), []
-    outbox = Outbox(loop.scheduled.append, Backlog(1, 1, print))
+    outbox = Outbox(loop.scheduled.append, Backlog(1, 1, print), PassClock(None))
     first, second = Connection(log, "first"), Connection(log, "second")
     first.then = lambda: outbox.add(second)
     outbox.add(first)
@@ -57,7 +57,7 @@ def test_a_connection_made_dirty_by_a_flush_is_flushed_in_the_same_pass() -> Non
 
 def test_a_connection_with_a_bug_silences_no_other() -> None:
     loop, log = Loop(), []
-    outbox = Outbox(loop.scheduled.append, Backlog(1, 1, print))
+    outbox = Outbox(loop.scheduled.append, Backlog(1, 1, print), PassClock(None))
     outbox.add(Connection(log, "bad", ValueError("oops")))
     outbox.add(Connection(log, "good"))
     loop.run()
