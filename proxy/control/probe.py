@@ -8,9 +8,7 @@ in its back-off fails without having tried, and would see a server's return late
 cut revives only when the kernel retransmits, which after an hour's silence takes minutes. (Envoy, too, closes a health
 check's connection when the check times out.)
 
-Over TLS, grpcio verifies servers by one name, their host name or what stands in for it. Where they are known by
-identities instead, a handshake of our own looks at the certificate first, and the channel then insists on one of its
-names.
+Over TLS, grpcio verifies a server by its name. Where servers are known by identities instead, `TlsRelay` does.
 """
 
 from __future__ import annotations
@@ -28,8 +26,9 @@ from grpc_health.v1 import health_pb2
 from proxy.cluster.address import Address
 from proxy.cluster.health import Sign
 from proxy.control.settings import HealthSettings, Kind
+from proxy.control.tls_relay import TlsRelay
 from proxy.transport.reactor import connection, reason
-from proxy.transport.tls import EndpointTls, Pem, names_of
+from proxy.transport.tls import EndpointTls, Pem
 
 MAX_REASON: Final = 100
 """Characters of a server's own words that are passed on; a page of HTML should not fill the log."""
@@ -74,6 +73,8 @@ class Probe:
         self._tls = tls
         self._pem: Pem | None = None
         """What the channel's credentials were made of."""
+        self._relay: TlsRelay | None = None
+        """Of the channel, where servers are known by their identities."""
         self._request = health_pb2.HealthCheckRequest(service=settings.service).SerializeToString()
         self._channel: grpc.aio.Channel | None = None
         self._found: Kind = _FIRST
@@ -144,24 +145,18 @@ class Probe:
         return await call(request, timeout=self._settings.timeout)
 
     async def _tcp(self) -> Answer:
-        await self._names()
+        await self._connect()
         return Answer(Sign.PASSED)
 
-    async def _names(self) -> tuple[str, ...]:
-        """Connect, and close at once. Returns the names in the server's certificate; none in cleartext. Raises OSError
-        or ValueError.
-        """
+    async def _connect(self) -> None:
+        """Connect, and close at once. Raises OSError or ValueError."""
         tls = self._tls
         loop = asyncio.get_running_loop()
         transport = await connection(loop, self._address, asyncio.Protocol(), tls.secured if tls is not None else None)
         try:
-            if tls is None:
-                return ()
-            ssl_object = transport.get_extra_info("ssl_object")
-            objection = tls.tls.objection(ssl_object)
+            objection = tls.tls.objection(transport.get_extra_info("ssl_object")) if tls is not None else None
             if objection is not None:
                 raise ConnectionError(objection)
-            return names_of(ssl_object)
         finally:
             transport.close()
 
@@ -190,8 +185,11 @@ class Probe:
 
     async def _disconnect(self) -> None:
         channel, self._channel = self._channel, None
+        relay, self._relay = self._relay, None
         if channel is not None:
             await channel.close()
+        if relay is not None:
+            await relay.close()
 
     async def _connected(self) -> grpc.aio.Channel:
         tls = self._tls
@@ -210,28 +208,24 @@ class Probe:
             target = str(self._address) if self._address.path else f"dns:///{self._address}"
             if tls is None:
                 self._channel = grpc.aio.insecure_channel(target, options=options)
+                return self._channel
+            pem = self._pem = tls.tls.pem
+            if tls.tls.by_identity:
+                self._relay = await TlsRelay.open(self._address, tls)
+                self._channel = grpc.aio.insecure_channel(self._relay.target, options=options)
             else:
-                pem = self._pem = tls.tls.pem
-                name = await self._name_of_server(tls)
-                options.append(("grpc.ssl_target_name_override", name))
+                options.append(("grpc.ssl_target_name_override", tls.server_name))
                 credentials = grpc.ssl_channel_credentials(pem.ca, pem.key, pem.chain)
                 self._channel = grpc.aio.secure_channel(target, credentials, options=options)
         return self._channel
-
-    async def _name_of_server(self, tls: EndpointTls) -> str:
-        """The name that grpcio is to insist on."""
-        if not tls.tls.by_identity:
-            return tls.server_name
-        names = await self._names()
-        if tls.server_name in names:
-            return tls.server_name
-        return min(names, key=lambda name: ("://" in name, "*" in name))
 
     def _failure(self, error: grpc.aio.AioRpcError) -> Answer:
         if error.code() in NOT_THERE:
             raise _NotThereError(self._words(error)) from error
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return self._too_late()
+        if self._relay is not None and self._relay.why:
+            return Answer(Sign.FAILED, self._relay.why[:MAX_REASON])
         return Answer(Sign.FAILED, self._words(error))
 
     def _too_late(self) -> Answer:

@@ -584,6 +584,32 @@ async def test_bad_files_end_the_start_and_the_check_with_their_keys(
     assert {each["key"]: each["problem"] for each in json.loads(out)["problems"]} == problems
 
 
+async def test_a_reload_changes_how_a_server_is_reached(
+    tmp_path: Path, ca: Authority, certificate: Certificate
+) -> None:
+    named = ca.issue("gpu-1.test", file="named")
+    async with (
+        echo_servers("A", credentials=named.server_credentials()) as servers,
+        secure_proxy(tmp_path, certificate, *servers, upstream={"ca": str(ca.file)}) as proxy,
+    ):
+        with pytest.raises(grpc.aio.AioRpcError, match="IP address mismatch"):
+            await served_by(proxy, certificate.client_credentials())
+        config = toml(
+            addresses(*servers),
+            endpoint_keys={"A": {"server_name": "gpu-1.test"}},
+            **{"listener.tls": certificate.table, "upstream.tls": {"ca": str(ca.file)}},
+        )
+        rewrite(tmp_path / "proxy.toml", config)
+        proxy.signal(signal.SIGHUP)
+        await eventually(lambda: "reloaded: " in proxy.log(), "the reload")
+        assert await served_by(proxy, certificate.client_credentials()) == "A"
+        proxy.signal(signal.SIGTERM)
+
+
+def rewrite(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8")
+
+
 # Other clients.
 
 

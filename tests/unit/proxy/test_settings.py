@@ -12,6 +12,7 @@ from proxy.cluster.settings import EndpointSettings
 from proxy.errors import ConfigError
 from proxy.forwarding.settings import BUILT_IN_ROUTES
 from proxy.settings import Settings, load_settings
+from proxy.transport.settings import ListenerTlsSettings, UpstreamTlsSettings
 
 CONFIG = Path(__file__).parents[3] / "config"
 
@@ -102,6 +103,22 @@ def route(text: str) -> str:
             route('method = "*"\nkey = { field = "1" }\nmissing_key = "drop"'),
             'routes[0].missing_key: must be "least_loaded" or "reject", got "drop"',
         ),
+        (ENDPOINT + '[listener]\naddress = "unix:x"', "listener.address: a unix socket needs its whole path"),
+        (ENDPOINT + '[listener]\nsocket_mode = "888"', "listener.socket_mode: "),
+        (ENDPOINT + '[admin]\naddress = "unix:/x"', "admin.address: the admin server has no unix sockets"),
+        (ENDPOINT + '[listener.tls]\nkey = "k"', "listener.tls.certificate: is required"),
+        (
+            ENDPOINT + '[listener.tls]\ncertificate = "c"\nkey = "k"\nallowed_clients = ["a"]',
+            "listener.tls: allowed_clients needs client_ca",
+        ),
+        (
+            ENDPOINT + '[upstream.tls]\nca = "a"\ncertificate = "c"',
+            "upstream.tls: certificate and key must be given together",
+        ),
+        (
+            '[[endpoints]]\nid = "a"\naddress = "unix:/x"\n[upstream.tls]\nca = "a"',
+            "endpoints[0].server_name: is required: a unix socket has no host that a certificate names",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_starts_with_its_key_path(file, text, line):
@@ -161,6 +178,32 @@ def test_the_environment_overrides_the_file_key_by_key(file):
     assert (settings.ring.virtual_nodes, settings.ring.hash) == (512, "crc32")
     assert settings.upstream.connect_timeout == 1.5
     assert settings.retry.max_attempts == 2
+
+
+def test_certificates_can_be_named_in_the_environment_alone(file):
+    environ = {
+        "DISTRICHAT_LISTENER__TLS__CERTIFICATE": "/tls.crt",
+        "DISTRICHAT_LISTENER__TLS__KEY": "/tls.key",
+        "DISTRICHAT_LISTENER__TLS__CLIENT_CA": "/ca.crt",
+        "DISTRICHAT_LISTENER__TLS__ALLOWED_CLIENTS": '["spiffe://test/chat"]',
+        "DISTRICHAT_UPSTREAM__TLS__CA": "/ca.crt",
+    }
+    settings = load_settings(file(ENDPOINT), environ)
+    assert settings.listener.tls == ListenerTlsSettings(
+        certificate=Path("/tls.crt"),
+        key=Path("/tls.key"),
+        client_ca=Path("/ca.crt"),
+        allowed_clients=("spiffe://test/chat",),
+    )
+    assert settings.upstream.tls == UpstreamTlsSettings(ca=Path("/ca.crt"))
+
+
+def test_a_server_on_a_unix_socket_needs_a_name_only_where_one_is_verified(file):
+    endpoint = '[[endpoints]]\nid = "a"\naddress = "unix:/x"\n'
+    for lines in ("tls = false\n", 'server_name = "a.test"\n'):
+        load_settings(file(endpoint + lines + '[upstream.tls]\nca = "a"'), {})
+    for key in ('server_name = "a.test"', 'allowed_servers = ["spiffe://test/a"]'):
+        load_settings(file(endpoint + f'[upstream.tls]\nca = "a"\n{key}'), {})
 
 
 def test_a_list_in_the_environment_is_json_and_replaces_the_files(file):
