@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tomllib
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -98,7 +99,10 @@ def load_settings(path: Path | None, environ: Mapping[str, str] | None = None) -
 
 
 def _as_json(value: object) -> object:
-    return value.get_secret_value() if isinstance(value, SecretStr) else [str(value)]
+    """Secrets and paths are what the environment's text was read as."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return str(value) if isinstance(value, PurePath) else [str(value)]
 
 
 class _Schema(Settings, BaseSettings):
