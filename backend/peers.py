@@ -115,7 +115,7 @@ class Peers:
         """Whether `bring` has something to do, or an earlier message of the chat waits in it. Quick: asked with every
         message.
         """
-        return bool(previous_owner) or chat_id in self._owed or chat_id in self._locks
+        return bool(previous_owner) or chat_id in self._owed or chat_id in self._locks.held
 
     async def bring(self, chat_id: str, previous_owner: str) -> None:
         """Gets what the previous owner has of the session and this server has not, if it can. `previous_owner` may be

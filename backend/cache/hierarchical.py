@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from backend.cache.levels import CacheLevel, CacheLevels, Level, Resident
 from backend.cache.locks import ChatLocks
@@ -45,15 +45,9 @@ L1: Final = CacheLevel.L1
 DISK: Final = CacheLevel.DISK
 
 
-class Applied(NamedTuple):
-    """A message is in its session."""
-
-    session: Session
-    """After the message: it is the last one of `recent`."""
-    level: CacheLevel
-    """Where the session was found before it."""
-    duplicate: bool = False
-    """It was there already; the session is as it was after it the first time."""
+Applied = tuple[Session, CacheLevel, bool]
+"""A message is in its session: the session after it (it is the last one of `recent`), where that was found before it,
+and whether the message was there already; the session is then as it was after it the first time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +122,7 @@ class HierarchicalCache:
         self._unwritten = None if unwritten_limit is None else Unwritten(unwritten_limit)
         self._clock = clock or asyncio.get_running_loop().time
         self._locks = ChatLocks()
+        self._in_l1 = self.levels.l1.residents
         self._found = [0] * len(CacheLevel)
         self._told: set[CacheLevel] = set()
         self._duplicates = self._conflicts = self._expired = self._ended = 0
@@ -154,10 +149,11 @@ class HierarchicalCache:
         """
         unwritten = self._unwritten
         if unwritten is not None:
-            if chat_id not in self._locks and self._ttl is None and unwritten.count < unwritten.limit:
-                # The fast path: nobody else is at this chat, and nothing below waits, so the lock need not be taken.
-                resident = self.levels.l1.residents.get(chat_id)
-                if resident is not None and (applied := self._apply(resident, L1, message, unwritten)) is not None:
+            # The fast path, 1 us: nobody else is at this chat, and nothing here waits, so the lock need not be taken.
+            resident = self._in_l1.get(chat_id)
+            if resident is not None and chat_id not in self._locks.held:
+                applied = self._apply(resident, L1, message, unwritten)
+                if applied is not None:
                     return applied
             return await self._write_back(chat_id, message, unwritten)
         async with self._locks.holding(chat_id):
@@ -234,7 +230,7 @@ class HierarchicalCache:
         """Frees memory of sessions whose time to live is over. Returns how many."""
         if self._ttl is None:
             return 0
-        idle = [chat for chat in self.levels.idle_since(self._clock() - self._ttl) if chat not in self._locks]
+        idle = [chat for chat in self.levels.idle_since(self._clock() - self._ttl) if chat not in self._locks.held]
         for chat_id in idle:
             self._expire(chat_id)
         return len(idle)
@@ -291,7 +287,7 @@ class HierarchicalCache:
             for _ in range(_APPEND_ATTEMPTS):
                 result = await self._store.append(chat_id, message, expected=resident.session.version)
                 if isinstance(result, Appended):
-                    return Applied(self._advance(resident, level, message, result.epoch), level)
+                    return self._advance(resident, level, message, result.epoch), level, False
                 if isinstance(result, Duplicate):
                     return await self._repeated(resident, level, Version(result.epoch, result.position))
                 self._conflicts += 1
@@ -318,20 +314,11 @@ class HierarchicalCache:
         if session.length != version.length:
             then = await self._store.load(session.chat_id, recent=self._keep, until=version.length)
             session = then or session
-        return Applied(session, level, duplicate=True)
+        return session, level, True
 
     def _advance(self, resident: Resident, level: CacheLevel, message: Message, epoch: int) -> Session:
         """The session in memory goes on by one message that is safe, and is now the most recent."""
-        before = resident.session
-        keep = self._keep
-        recent = before.recent
-        by = message.size
-        if len(recent) >= keep:
-            gone = recent[0]
-            by -= gone.size
-            if resident.positions is not None:
-                resident.positions.pop(gone.message_id, None)
-        session = resident.session = before.appended(message, epoch, keep=keep)
+        session, by = resident.append(message, epoch, self._keep)
         if self._ttl is not None:
             resident.used = self._clock()
         self._found[level] += 1
@@ -342,38 +329,46 @@ class HierarchicalCache:
 
     async def _write_back(self, chat_id: str, message: Message, unwritten: Unwritten) -> Applied:
         async with self._locks.holding(chat_id):
-            if unwritten.count >= unwritten.limit:
-                await self._write(chat_id, unwritten)
-                return await self._write_through(chat_id, message)
-            resident, level = await self._find(chat_id)
-            if (applied := self._apply(resident, level, message, unwritten)) is not None:
-                return applied
-            await self._write(chat_id, unwritten)  # a repeated message that memory does not reach back to
+            if unwritten.count < unwritten.limit:
+                resident, level = await self._find(chat_id)
+                if (applied := self._apply(resident, level, message, unwritten)) is not None:
+                    return applied
+            await self._write(chat_id, unwritten)
             return await self._write_through(chat_id, message)
 
     def _apply(self, resident: Resident, level: CacheLevel, message: Message, unwritten: Unwritten) -> Applied | None:
-        """In memory. None, with nothing changed: it is a repeated message that memory does not reach back to."""
+        """In memory. None, with nothing changed: there is no room to hold it, the session's time is over, or it is a
+        repeated message that memory does not reach back to.
+        """
+        ttl = self._ttl
+        if unwritten.count >= unwritten.limit or (ttl is not None and self._clock() - resident.used > ttl):
+            return None
         session = resident.session
         message_id = message.message_id
         positions = resident.positions
         if positions is None:
-            first = session.length - len(session.recent) + 1
-            positions = resident.positions = {
-                each.message_id: first + index for index, each in enumerate(session.recent) if each.message_id
-            }
+            positions = resident.positions = _positions(session)
         if message_id:
-            position = positions.get(message_id)
-            if position is not None:
-                then = session.as_of(position)
-                if then is None or len(then.recent) < min(2, position):
-                    return None
-                self._duplicates += 1
-                self._found[level] += 1
-                self.levels.enter(resident)
-                return Applied(then, level, duplicate=True)
+            if message_id in positions:
+                return self._repeated_in_memory(resident, level, positions[message_id])
             positions[message_id] = session.length + 1
         unwritten.add(resident.chat_id, message)
-        return Applied(self._advance(resident, level, message, session.epoch), level)
+        # `_advance`, without the call: this is every message of write-back.
+        session, by = resident.append(message, session.epoch, self._keep)
+        if ttl is not None:
+            resident.used = self._clock()
+        self._found[level] += 1
+        self.levels.grew(resident, by)
+        return session, level, False
+
+    def _repeated_in_memory(self, resident: Resident, level: CacheLevel, position: int) -> Applied | None:
+        then = resident.session.as_of(position)
+        if then is None or len(then.recent) < min(2, position):
+            return None
+        self._duplicates += 1
+        self._found[level] += 1
+        self.levels.enter(resident)
+        return then, level, True
 
     async def _write_locked(self, chat_id: str, unwritten: Unwritten) -> None:
         async with self._locks.holding(chat_id):
@@ -391,7 +386,7 @@ class HierarchicalCache:
             return
         session = resident.session
         if result.before == (session.epoch, session.length - number) and result.after.length == session.length:
-            resident.session = session._replace(epoch=result.after.epoch)
+            resident.replace(session._replace(epoch=result.after.epoch))
         else:  # another server wrote to the chat, or the store knew a message that memory did not
             self._conflicts += 1
             self.levels.discard(chat_id)
@@ -401,10 +396,10 @@ class HierarchicalCache:
         session = resident.session
         index = len(session.recent) - 1 - (session.length - position)
         if 0 <= index < len(session.recent) and session.recent[index][:4] == message[:4]:
-            complete = message._replace(reply=reply)
+            complete = message.with_reply(reply)
             by = complete.size - session.recent[index].size
             recent = (*session.recent[:index], complete, *session.recent[index + 1 :])
-            resident.session = session._replace(recent=recent)
+            resident.replace(session._replace(recent=recent))
             self.levels.resize(resident, by)
 
     # From the levels.
@@ -421,3 +416,9 @@ class HierarchicalCache:
                 " lower cache.recent_messages (said once; GetCacheStats counts them)",
                 *(resident.size, level.name.name, level.max_bytes or 0),
             )
+
+
+def _positions(session: Session) -> dict[str, int]:
+    """Message id -> position, of the messages that are held."""
+    first = session.length - len(session.recent) + 1
+    return {message.message_id: first + index for index, message in enumerate(session.recent) if message.message_id}

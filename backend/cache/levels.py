@@ -20,10 +20,10 @@ import enum
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from backend.session import Message, Session
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from backend.session import Session
 
 
 class CacheLevel(enum.IntEnum):
@@ -39,11 +39,14 @@ class CacheLevel(enum.IntEnum):
 class Resident:
     """A session in memory, and what the cache knows of it besides. The session is exchanged as messages come."""
 
-    __slots__ = ("chat_id", "level", "positions", "session", "size", "used")
+    __slots__ = ("_messages", "chat_id", "level", "positions", "session", "size", "used")
 
     def __init__(self, session: Session, used: float = 0.0) -> None:
         self.chat_id = session.chat_id
         self.session = session
+        """As of its last message. Exchanged by `append` and `replace` alone."""
+        self._messages: list[Message] | None = None
+        """Those of the session, where messages can be put in and taken out."""
         self.size = session.size
         """Bytes of the session."""
         self.used = used
@@ -52,6 +55,30 @@ class Resident:
         """Message id -> position of the messages in `session.recent`, where the cache answers for duplicates itself."""
         self.level: Level | None = None
         """Where it is; None: not in memory any more."""
+
+    def replace(self, session: Session) -> None:
+        """The same session with other contents; `size` is the caller's to correct."""
+        self.session = session
+        self._messages = None
+
+    def append(self, message: Message, epoch: int, keep: int) -> tuple[Session, int]:
+        """Goes on by a message. `keep`: the most messages to hold, at least 1. Returns the session after it, and by how
+        many bytes it has grown; `size` is the caller's to raise.
+        """
+        chat_id, length, recent, _ = self.session
+        messages = self._messages
+        if messages is None:
+            messages = self._messages = list(recent)
+        messages.append(message)
+        by = message.size
+        if len(messages) > keep:
+            gone = messages.pop(0)
+            by -= gone.size
+            if self.positions is not None:
+                self.positions.pop(gone.message_id, None)
+        # Past the named tuple's own constructor, and one copy of the messages instead of two: 0.3 us of 1 us.
+        session = self.session = tuple.__new__(Session, (chat_id, length + 1, tuple(messages), epoch))
+        return session, by
 
 
 class Level:

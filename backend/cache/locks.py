@@ -18,6 +18,8 @@ class ChatLocks:
 
     def __init__(self) -> None:
         self._locks: dict[str, asyncio.Lock] = {}
+        self.held = self._locks.keys()
+        """Chats that somebody holds or waits for. Whoever does not await holds any other in effect."""
         self._users: dict[str, int] = {}
 
     @asynccontextmanager
@@ -32,10 +34,6 @@ class ChatLocks:
             self._users[chat_id] -= 1
             if not self._users[chat_id]:
                 del self._users[chat_id], self._locks[chat_id]
-
-    def __contains__(self, chat_id: str) -> bool:
-        """Whether somebody holds the chat or waits for it. If not, whoever does not await holds it in effect."""
-        return chat_id in self._locks
 
     def __len__(self) -> int:
         """How many chats are held or waited for."""

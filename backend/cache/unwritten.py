@@ -42,6 +42,6 @@ class Unwritten:
         messages = self.of(chat_id)
         for index in range(len(messages) - 1, -1, -1):
             if messages[index] is message:
-                messages[index] = message._replace(reply=reply)
+                messages[index] = message.with_reply(reply)
                 return True
         return False

@@ -81,7 +81,7 @@ class MemoryStore:
         message = chat.messages[position - 1]
         if message.reply is not None:
             return message.reply
-        chat.messages[position - 1] = message._replace(reply=reply)
+        chat.messages[position - 1] = message.with_reply(reply)
         return reply
 
     async def end(self, chat_id: str) -> int:

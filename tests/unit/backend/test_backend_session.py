@@ -3,12 +3,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backend.cache.levels import Resident
 from backend.session import Message, Session
 
 
 def test_a_message_makes_a_new_session_and_leaves_the_old_one() -> None:
     old = Session("chat", 1, (Message("a"),), 7)
-    new = old.appended(Message("b"), 7, keep=5)
+    new, grown = Resident(old).append(Message("b"), 7, keep=5)
+    assert grown == new.size - old.size
     assert old == Session("chat", 1, (Message("a"),), 7)
     assert new == Session("chat", 2, (Message("a"), Message("b")), 7)
 
@@ -16,8 +18,12 @@ def test_a_message_makes_a_new_session_and_leaves_the_old_one() -> None:
 @given(st.integers(1, 6), st.lists(st.text(max_size=3), max_size=12))
 def test_length_counts_all_messages_and_the_last_ones_are_held(keep: int, texts: list[str]) -> None:
     session = Session("chat")
+    resident = Resident(session)
     for text in texts:
-        session = session.appended(Message(text), 3, keep=keep)
+        before = session.size
+        session, grown = resident.append(Message(text), 3, keep=keep)
+        assert session is resident.session
+        assert grown == session.size - before
     assert session.length == len(texts)
     assert [message.text for message in session.recent] == texts[-keep:]
 
