@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final, TypeVar
 
@@ -14,7 +15,12 @@ from proxy.admin.guard import ProblemError
 from proxy.admin.ports import AdminPort, LastServerError, ReloadRefusedError
 from proxy.admin.ring_view import RingView, RingViews
 from proxy.admin.slices import sliced
+from proxy.balancing import plan
+from proxy.balancing.errors import DuplicateNodeError, UnknownNodeError
 from proxy.balancing.hashing import RING_SIZE
+from proxy.balancing.ring import RingSnapshot
+from proxy.cluster.settings import EndpointSettings
+from proxy.transport.slices import in_passes
 
 HEARTBEAT: Final = 15.0
 """Seconds after which a stream of events says that it is alive; proxies in between give up after a minute or so."""
@@ -48,6 +54,7 @@ class Api:
             web.get("/api/ring", self.ring),
             web.get("/api/explain", self.explain),
             web.get("/api/decisions", self.decisions),
+            web.get("/api/plan", self.plan),
             web.get("/api/events", self.events),
             web.post("/api/endpoints/{id}/drain", self.drain),
             web.post("/api/endpoints/{id}/undrain", self.undrain),
@@ -124,13 +131,53 @@ class Api:
         """Where the latest calls went."""
         return _json(await self._proxy.decisions())
 
+    async def plan(self, request: web.Request) -> web.Response:
+        """What a change of the members would move."""
+        query = request.query
+        if not query or query.keys() - {"add", "remove", "reweight"}:
+            raise ProblemError(
+                HTTPStatus.BAD_REQUEST,
+                "say what shall change: add=ID=WEIGHT, remove=ID, reweight=ID=WEIGHT, each as often as wanted",
+            )
+        snapshot, before = self._proxy.snapshot(), self._proxy.ring()
+        try:
+            nodes = plan.changed(
+                before.nodes,
+                self._proxy.virtual_nodes(),
+                add=weights(query.getall("add", []), "add"),
+                remove=set(query.getall("remove", [])),
+                reweight=weights(query.getall("reweight", []), "reweight"),
+            )
+        except UnknownNodeError as error:
+            raise no_such_endpoint(error.node_id) from error
+        except DuplicateNodeError as error:
+            detail = f"{error.node_id!r} is a server already, or is to be changed in two ways"
+            raise ProblemError(HTTPStatus.BAD_REQUEST, detail) from error
+        if not nodes:
+            raise ProblemError(HTTPStatus.BAD_REQUEST, "no server would be left")
+        after = await in_passes(RingSnapshot.building(nodes, before.layout))
+        keys = tuple(await self._proxy.recent_keys())
+        found = await in_passes(plan.planning(before, after, keys))
+        shares = (await RingView.build(after)).shares
+        return _json(
+            schema.Plan(
+                snapshot=snapshot,
+                fingerprint=after.fingerprint,
+                moved_share=sum(found.places.values()) / RING_SIZE,
+                recent_chats=len(keys),
+                moved_chats=sum(found.keys.values()),
+                moves=_moves(found),
+                shares={node.id: share for node, share in zip(after.nodes, shares, strict=True)},
+            )
+        )
+
     async def drain(self, request: web.Request) -> web.Response:
         """New calls walk past the server."""
         body = await _read(request, schema.DrainRequest)
         try:
             return _json(await self._proxy.drain(request.match_info["id"], body.reason, force=body.force))
         except KeyError:
-            raise _no_such_endpoint(request) from None
+            raise no_such_endpoint(request.match_info["id"]) from None
         except LastServerError as error:
             raise ProblemError(HTTPStatus.CONFLICT, f'{error}; {{"force": true}} drains it all the same') from error
 
@@ -140,7 +187,7 @@ class Api:
         try:
             return _json(await self._proxy.undrain(request.match_info["id"]))
         except KeyError:
-            raise _no_such_endpoint(request) from None
+            raise no_such_endpoint(request.match_info["id"]) from None
 
     async def reload(self, request: web.Request) -> web.Response:
         """Read the configuration again."""
@@ -194,6 +241,30 @@ def whole_number(text: str, name: str, least: int, most: int) -> int:
     return int(text)
 
 
+def _moves(found: plan.Plan) -> tuple[schema.Move, ...]:
+    moves = [
+        schema.Move(source=pair[0], target=pair[1], share=places / RING_SIZE, chats=found.keys.get(pair, 0))
+        for pair, places in found.places.items()
+    ]
+    return tuple(sorted(moves, key=lambda move: -move.share))
+
+
+def weights(values: Sequence[str], name: str) -> dict[str, float]:
+    """Weights by id, of `ID=WEIGHT` each; without a weight it is 1. Raises ProblemError."""
+    found = {}
+    for value in values:
+        endpoint_id, separator, text = value.rpartition("=")
+        if not separator:
+            endpoint_id, text = value, "1"
+        try:
+            settings = EndpointSettings(id=endpoint_id, address="plan:1", weight=float(text))
+        except ValueError as error:
+            detail = f"{name}: expected ID=WEIGHT with a weight above 0, at most 1000, got {value!r}"
+            raise ProblemError(HTTPStatus.BAD_REQUEST, detail) from error
+        found[endpoint_id] = settings.weight
+    return found
+
+
 async def _read(request: web.Request, model: type[_Body]) -> _Body:
     data = await request.read() or b"{}"
     try:
@@ -207,7 +278,6 @@ async def _read(request: web.Request, model: type[_Body]) -> _Body:
         ) from error
 
 
-def _no_such_endpoint(request: web.Request) -> ProblemError:
-    return ProblemError(
-        HTTPStatus.NOT_FOUND, f"no endpoint has the id {request.match_info['id']!r}; /api/endpoints lists them"
-    )
+def no_such_endpoint(endpoint_id: str) -> ProblemError:
+    """What is said of an id that nobody has."""
+    return ProblemError(HTTPStatus.NOT_FOUND, f"no endpoint has the id {endpoint_id!r}; /api/endpoints lists them")

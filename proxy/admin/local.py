@@ -144,6 +144,10 @@ class LocalProxy:
         """See `AdminPort`."""
         return self.cluster.snapshot.ring
 
+    def virtual_nodes(self) -> int:
+        """See `AdminPort`."""
+        return self.cluster.snapshot.settings.virtual_nodes
+
     async def endpoints(self) -> schema.Endpoints:
         """See `AdminPort`."""
         snapshot = self.cluster.snapshot

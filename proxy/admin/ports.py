@@ -48,6 +48,9 @@ class AdminPort(Protocol):
     def ring(self) -> RingSnapshot:
         """The ring of that state."""
 
+    def virtual_nodes(self) -> int:
+        """Points on the ring for each 1.0 of weight."""
+
     async def endpoints(self) -> schema.Endpoints:
         """Every server and its state."""
 

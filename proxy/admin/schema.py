@@ -241,7 +241,9 @@ class Move(_Model):
 
 
 class Plan(_Body):
-    """`GET /api/plan`: what a change of the members would move, before it is made."""
+    """`GET /api/plan?add=ID=WEIGHT&remove=ID&reweight=ID=WEIGHT`, each as often as wanted: what a change of the members
+    would move, before it is made. `remove` also tells what a drain moves.
+    """
 
     snapshot: Snapshot
     fingerprint: str

@@ -17,7 +17,7 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.balancing.errors import DuplicateNodeError, EmptyRingError
@@ -190,6 +190,10 @@ class RingSnapshot:
             index += 1
             if index >= last:
                 index = 0
+
+    def points(self) -> Iterator[int]:
+        """The point of every vnode, in ascending order."""
+        return islice(self._points, len(self._points) - 1)
 
     def arcs(self) -> Iterator[Arc]:
         """The whole ring as the longest arcs of one owner each, clockwise. Nothing for an empty ring.

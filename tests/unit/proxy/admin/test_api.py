@@ -382,3 +382,62 @@ async def test_streams_of_events_end_with_the_proxy(world, connect):
     async with client.get("/api/events") as response:
         world.whole.admin_port.events.close()
         assert (await response.read()).split(b"\n\n", 1)[1] == b""
+
+
+# Plans.
+
+
+async def test_a_plan_says_what_moves_where_before_it_is_done(world, connect):
+    client = await connect(world)
+    caller = world.client()
+    chats = [f"chat-{index:03d}" for index in range(60)]
+    for chat in chats:
+        caller.request(message(chat))
+        world.run()
+    ring = world.proxy.cluster.snapshot.ring
+    told = await body(await client.get("/api/plan?remove=B"), schema.Plan)
+    assert told.moved_share == pytest.approx(ring.shares()["B"])
+    assert {move.source for move in told.moves} == {"B"}
+    assert told.recent_chats == 60
+    assert told.moved_chats == sum(world.owner(chat) == "B" for chat in chats) == sum(m.chats for m in told.moves)
+    assert sum(told.shares.values()) == pytest.approx(1.0)
+    assert "B" not in told.shares
+    # And so it comes: the drain moves these chats to these servers.
+    world.proxy.cluster.snapshot.by_id["B"].block(Cause.OPERATOR, "drained")
+    for move in told.moves:
+        targets = [
+            next(name for name in world.order(chat) if name != "B") for chat in chats if world.owner(chat) == "B"
+        ]
+        assert move.chats == targets.count(move.target)
+
+
+async def test_a_plan_may_add_and_reweight(world, connect):
+    client = await connect(world)
+    told = await body(await client.get("/api/plan?add=D%3D2&reweight=A=0.5"), schema.Plan)
+    assert set(told.shares) == {"A", "B", "C", "D"}
+    assert {(move.target == "D") or (move.source == "A") for move in told.moves} == {True}
+    assert told.fingerprint != told.snapshot.fingerprint
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "",
+        "?ad=D",
+        "?add=A",
+        "?add=D=heavy",
+        "?add=D=0",
+        "?add==1",
+        "?remove=A&reweight=A=2",
+        "?remove=A&remove=B&remove=C",
+    ],
+)
+async def test_a_plan_that_makes_no_sense_is_400(world, connect, query):
+    client = await connect(world)
+    await refused(await client.get(f"/api/plan{query}"), HTTPStatus.BAD_REQUEST)
+
+
+@pytest.mark.parametrize("query", ["?remove=X", "?reweight=X=2"])
+async def test_a_plan_for_an_unknown_endpoint_is_404(world, connect, query):
+    client = await connect(world)
+    await refused(await client.get(f"/api/plan{query}"), HTTPStatus.NOT_FOUND)
