@@ -1,8 +1,9 @@
 """The `districhat` command: what can be asked for, and how it ends.
 
 Exit status: 0 all well, 1 the command ran and found something wrong, 2 a mistake in the configuration or on the command
-line, 130 interrupted. Each command imports its own module only when it runs, so that `serve` does not load the tables
-of `ring` or the gRPC client of `demo`, and a bad configuration is told without loading the data path.
+line, 3 the proxy cannot be reached (commands that ask a running one), 130 interrupted. Each command imports its own
+module only when it runs, so that `serve` does not load the tables of `ring` or the gRPC client of `demo`, and a bad
+configuration is told without loading the data path.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import os
 import sys
 from pathlib import Path
 
-from proxy.errors import ConfigError
+from proxy.commands.operate import arguments as operate
+from proxy.errors import CommandError, ConfigError
 
 _EPILOG = """\
 examples:
@@ -24,6 +26,15 @@ examples:
   districhat check --config proxy.toml          every mistake in it, with its key
   districhat ring locate chat-007               who owns a chat, and who takes over
   districhat ring share --json                  how even the load is
+
+of a running proxy, by its [admin] address:
+  districhat status                             every server at a glance
+  districhat top                                rates and latencies, live
+  districhat explain chat-007                   where a call would go now, and why
+  districhat drain gpu-2 --wait                 before it is stopped; districhat undrain gpu-2
+
+exit status: 0 all well, 1 something is wrong, 2 a mistake in the configuration or on the command line, 3 the proxy
+cannot be reached, 130 interrupted
 
 Without --config the commands read ./districhat.toml. Any setting can be overridden by the environment:
   DISTRICHAT_LISTENER__ADDRESS=0.0.0.0:50050 districhat serve --config proxy.toml
@@ -43,6 +54,9 @@ def main(argv: list[str] | None = None) -> int:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         return 2
+    except CommandError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -68,6 +82,8 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.question == "locate":
             return locate(arguments.config, arguments.chat_ids, as_json=arguments.json)
         return share(arguments.config, as_json=arguments.json)
+    if arguments.command in operate.NAMES:
+        return operate.run(arguments)
     if arguments.serve:
         from proxy.commands.demo.stay import serve_until_stopped
 
@@ -108,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     locate = _command(questions, "locate", "the owner of each chat, and who takes over, in ring order", config, json)
     locate.add_argument("chat_ids", nargs="+", type=_chat_id, metavar="CHAT_ID")
     _command(questions, "share", "the share of the ring each server owns, and peak/mean", config, json)
+    operate.add(commands, _command, json)
     _add_demo(commands)
     return parser
 

@@ -21,3 +21,13 @@ class ConfigError(DistriChatError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
+
+
+class CommandError(DistriChatError):
+    """A command cannot do what it was asked for. Its text, a line for each problem, is for the user: what is wrong, and
+    what to do.
+    """
+
+    def __init__(self, text: str, exit_status: int) -> None:
+        super().__init__(text)
+        self.exit_status = exit_status

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -19,11 +20,14 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def print_table(
-    out: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Collection[str] = ()
+    out: Console, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], numeric: Collection[str] = ()
 ) -> None:
     """Rows under their columns; the columns named in `numeric` are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     for style, row in (("bold underline", columns), *(("", row) for row in rows)):
-        cells = zip(columns, row, widths, strict=True)
-        aligned = (cell.rjust(width) if name in numeric else cell.ljust(width) for name, cell, width in cells)
-        out.print("  ".join(aligned).rstrip(), style=style)
+        line = Text(style=style)
+        for name, cell, width in zip(columns, row, widths, strict=True):
+            space = " " * (width - len(cell))
+            line.append(space if name in numeric else "").append(cell).append("  " if name in numeric else f"{space}  ")
+        line.rstrip()
+        out.print(line)

@@ -1,0 +1,148 @@
+"""`districhat top`: rates and latencies of every server, again and again."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from proxy.admin.schema import Traffic
+from proxy.commands.operate import text
+from proxy.commands.operate.traffic import Rates, rates, total
+from proxy.errors import CommandError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
+
+    from proxy.admin import schema
+    from proxy.commands.operate.client import AdminClient
+
+_LINES_AROUND = 5
+"""Of the terminal, that are not servers."""
+
+
+class Sampler:
+    """Asks the proxy and knows what has happened since it asked before."""
+
+    def __init__(self, client: AdminClient) -> None:
+        self._client = client
+        self._before: schema.Endpoints | None = None
+        self.told = self._client.endpoints().body
+        self.all = Rates()
+        self.by_id: dict[str, Rates] = {}
+
+    def ask(self) -> None:
+        """Once more. Raises CommandError; then what was known stays."""
+        now = self._client.endpoints().body
+        before, self._before, self.told = self.told, self.told, now
+        seconds = (now.at - before.at).total_seconds()
+        earlier = {each.id: each.traffic for each in before.endpoints}
+        self.by_id = {
+            each.id: rates(earlier.get(each.id), each.traffic, seconds, now.latency_bounds) for each in now.endpoints
+        }
+        self.all = rates(_all(before), _all(now), seconds, now.latency_bounds)
+
+    def as_json(self) -> str:
+        """The latest in a line."""
+        endpoints = [
+            {"id": each.id, "status": each.status, "active_calls": each.active_calls, **_fields(self.by_id[each.id])}
+            for each in self.told.endpoints
+        ]
+        facts = {"at": self.told.at.isoformat(), "not_ready": self.told.not_ready}
+        active = self.told.active_calls
+        return json.dumps({**facts, "active_calls": active, **_fields(self.all), "endpoints": endpoints})
+
+
+def _all(told: schema.Endpoints) -> Traffic:
+    return total(each.traffic for each in told.endpoints)
+
+
+def _fields(measured: Rates) -> dict[str, float | None]:
+    return {
+        "calls_per_second": measured.calls,
+        "error_rate": measured.errors,
+        "p50_seconds": measured.p50,
+        "p99_seconds": measured.p99,
+    }
+
+
+def top(client: AdminClient, *, interval: float, count: int, as_json: bool) -> int:
+    """Show the servers every `interval` seconds, `count` times (0: until Ctrl-C, which is no failure).
+
+    A proxy that cannot be reached at the start is a CommandError; one that goes away later is waited for, unless
+    it is for programs.
+    """
+    sampler = Sampler(client)
+    try:
+        if as_json:
+            for _ in _times(count, interval):
+                sampler.ask()
+                print(sampler.as_json(), flush=True)
+        else:
+            _show(sampler, interval, count)
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def _times(count: int, interval: float) -> Iterator[None]:
+    done = 0
+    while not count or done < count:
+        time.sleep(interval)
+        yield
+        done += 1
+
+
+def _show(sampler: Sampler, interval: float, count: int) -> None:
+    out = Console(markup=False, emoji=False, highlight=False)
+    with Live(_screen(sampler, out.height), console=out, screen=out.is_terminal, auto_refresh=False) as live:
+        for _ in _times(count, interval):
+            problem = ""
+            try:
+                sampler.ask()
+            except CommandError as error:
+                problem = str(error)
+            live.update(_screen(sampler, out.height, problem), refresh=True)
+
+
+def _screen(sampler: Sampler, height: int, problem: str = "") -> RenderableType:
+    columns = ("server", "state", "share", "active", "calls/s", "errors", "p50", "p99", "why")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold underline")
+    for column in columns:
+        table.add_column(column, justify="right" if column in columns[2:8] else "left", no_wrap=True)
+    ranked = sorted(sampler.told.endpoints, key=lambda each: -(sampler.by_id.get(each.id, Rates()).calls or 0.0))
+    shown = ranked[: max(height - _LINES_AROUND, 1)]
+    for each in shown:
+        measured = sampler.by_id.get(each.id, Rates())
+        table.add_row(
+            each.id,
+            text.status_text(each.status),
+            text.percent(each.share),
+            f"{each.active_calls:,}",
+            *_numbers(measured),
+            text.reasons(each.blocks),
+        )
+    rest = len(ranked) - len(shown)
+    head = Text(problem, "red") if problem else _summary(sampler)
+    return Group(head, table, Text(f"and {rest:,} more" if rest else "", "dim"))
+
+
+def _numbers(measured: Rates) -> tuple[str, str, str, str]:
+    return (
+        text.rate(measured.calls),
+        text.percent(measured.errors),
+        text.duration(measured.p50),
+        text.duration(measured.p99),
+    )
+
+
+def _summary(sampler: Sampler) -> Text:
+    calls, errors, p50, p99 = _numbers(sampler.all)
+    return text.headline(sampler.told).append(f"; {calls} calls/s, {errors} errors, p50 {p50}, p99 {p99}")
