@@ -33,7 +33,10 @@ def configuration(setup: Setup) -> str:
         route = f"\n[[routes]]\n{repeatable}per_try_timeout = {wanted.per_try_timeout}\n{route}"
     else:
         route += "timeout = 10.0\n"
-    return f'[listener]\naddress = "127.0.0.1:{setup.port}"\n[admin]\naddress = false\n{endpoints}{route}'
+    listener = f'[listener]\naddress = "127.0.0.1:{setup.port}"\n'
+    if setup.tls:
+        listener += f'\n[listener.tls]\ncertificate = "{setup.tls.certificate}"\nkey = "{setup.tls.key}"\n'
+    return f'{listener}\n[admin]\naddress = "127.0.0.1:0"\n{endpoints}{route}'
 
 
 PEER = Peer(
@@ -42,7 +45,6 @@ PEER = Peer(
     command=_command,
     calls=40_000,
     ready=" ready on ",
-    tls=False,
     packages=("districhat", "ngh2", "uvloop"),
     settings="defaults; `idempotency_key = true` and `per_try_timeout` on the repeatable method",
 )
