@@ -15,6 +15,7 @@ from proxy.admin.local import LocalProxy
 from proxy.admin.ports import ReloadRefusedError
 from proxy.admin.ring_view import RingViews
 from proxy.admin.server import AdminServer
+from proxy.allocator import keep_freed_memory
 from proxy.cluster.address import Address
 from proxy.cluster.cluster import Cluster
 from proxy.control_plane import ControlPlane
@@ -141,6 +142,7 @@ class Proxy:
 
 
 async def _run(settings: Settings, config_file: Path | None, *, take_over: bool) -> int:
+    keep_freed_memory()
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
