@@ -6,7 +6,7 @@ ARGS   ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check format serve proto docs bench bench-micro ghz bench-guard bench-faults fault chaos rolling clean
-.PHONY: conformance conformance-tools
+.PHONY: conformance conformance-peers conformance-tools fuzz
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,7 +62,7 @@ check: $(VENV)/.installed-dev  ## lint, format, types, import rules, generated c
 
 # The programs and sources of the conformance suites. Go fetches a newer toolchain by itself if it is too old.
 TOOLS := build/conformance
-$(TOOLS)/.tools: $(VENV)/.installed-conformance tests/conformance/tools/go.mod tests/conformance/tools/go.sum tests/conformance/tools/fetch.sh
+$(TOOLS)/.tools: tests/conformance/tools/go.mod tests/conformance/tools/go.sum tests/conformance/tools/fetch.sh | $(VENV)/.installed-conformance
 	@command -v go >/dev/null || { echo "conformance-tools needs Go 1.21 or newer; on Debian: apt-get install golang-go"; exit 1; }
 	@echo "building h2spec and gRPC's interop programs ..."
 	@mkdir -p $(TOOLS)/bin
@@ -76,6 +76,16 @@ conformance-tools: $(TOOLS)/.tools  ## build and fetch what the conformance suit
 
 conformance: $(TOOLS)/.tools  ## all conformance suites; writes docs/conformance.md
 	@$(BIN)/python -m tests.conformance $(ARGS)
+
+conformance-peers: $(TOOLS)/.tools  ## ask Envoy and nghttp2 again what they make of the recorded streams
+	@$(BIN)/python -m tests.conformance.peers $(ARGS)
+
+FUZZ_SECONDS ?= 3600
+fuzz: $(VENV)/.installed-conformance  ## fuzz key extraction and both kinds of connection, all at once (FUZZ_SECONDS=3600)
+	@mkdir -p build/fuzz; for target in key_extraction downstream upstream; do \
+	  $(BIN)/python -m tests.fuzz $$target -max_total_time=$(FUZZ_SECONDS) $(ARGS) > build/fuzz/$$target.log 2>&1 & \
+	  pids="$$pids $$!"; done; echo "build/fuzz/*.log tell how far they are"; \
+	failed=0; for pid in $$pids; do wait $$pid || failed=1; done; tail -n 6 build/fuzz/*.log; exit $$failed
 
 format: $(VENV)/.installed-dev  ## apply the formatter and the safe fixes
 	@$(BIN)/ruff check --fix .

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 Cut = Callable[[bytes], Iterable[bytes]]
 
 SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
-PATIENCE = 120.0
+SMALL_RING = {"virtual_nodes": 1}
+"""One server needs no more, and building the ring would take most of the time."""
+PATIENCE = 20.0
 """Seconds of the world's clock after which every timer of a connection or call has done its work."""
 
 
@@ -120,38 +122,38 @@ def _send(world: World, peer: RawPeer, data: bytes, cut: Cut, *, paced: bool) ->
     world.cut = whole
 
 
-def replay_client(data: bytes, cut: Cut = whole, *, paced: bool = False) -> str:
+def replay_client(data: bytes, cut: Cut = whole, *, paced: bool = False, patience: float = PATIENCE) -> str:
     """A client that sends `data` to a proxy before servers that echo, and then leaves. Returns the proxy's verdict.
 
     `cut`: into which pieces. They arrive in one pass of the loop, or, if `paced`, each after all that the one before
-    brought about.
+    brought about. `patience`: seconds of the world's clock to wait for what comes of it later.
 
     Fails if the proxy raises, reports a bug, keeps anything of the client, or cannot serve the next one.
     """
     with no_bugs():
-        world = World().echoing().start()
+        world = World(endpoints=endpoints("A"), ring=SMALL_RING).echoing().start()
         peer = raw_client(world)
         _send(world, peer, data, cut, paced=paced)
         found = peer.verdict
         good_call(world)
         if peer.connected:
             peer.transport.abort()
-        world.advance(PATIENCE)
+        world.advance(patience)
         world.assert_clean()
         assert not world.proxy.listener.connections
         good_call(world)
         return found
 
 
-def replay_server(data: bytes, cut: Cut = whole, *, paced: bool = False) -> str:
+def replay_server(data: bytes, cut: Cut = whole, *, paced: bool = False, patience: float = PATIENCE) -> str:
     """A server that sends its SETTINGS, waits for a request, sends `data`, and then hangs up. Returns the proxy's
-    verdict: what it told the server before that. `cut` and `paced`: as for `replay_client`.
+    verdict: what it told the server before that. `cut`, `paced`, `patience`: as for `replay_client`.
 
     Fails if the proxy raises, reports a bug, leaves the client's call without an end, keeps anything of it, or cannot
     serve the next one by a good server.
     """
     with no_bugs():
-        world = World(endpoints=endpoints("A"), outlier={"consecutive_failures": 0})
+        world = World(endpoints=endpoints("A"), ring=SMALL_RING, outlier={"consecutive_failures": 0})
         peer = RawPeer()
         world.servers[address_of("A")] = peer  # type: ignore[assignment]
         world.start()
@@ -169,7 +171,7 @@ def replay_server(data: bytes, cut: Cut = whole, *, paced: bool = False) -> str:
             peer.transport.abort()
         world.run()
         over(client, sid)
-        world.advance(PATIENCE)
+        world.advance(patience)
         good_call(world)
         client.transport.abort()
         world.run()

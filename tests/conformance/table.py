@@ -22,9 +22,10 @@ SUITES = {
     "gRPC interop, Go client, Python server": "the same with C-core's server",
     "gRPC interop, Go soak": "20,000 calls on 8 threads: one channel, then a channel for each of 1,000",
     "gRPC negative HTTP/2, Go client": "GOAWAY, resets, PINGs, stream limit: direct and through the proxy alike",
-    "replay of client streams, nghttp2": "recorded from h2spec and nghttp, whole and cut",
-    "replay of client streams, gRPC": "the corpus of C-core's server fuzzer, whole and cut",
-    "replay of server streams, gRPC": "the corpus of C-core's client fuzzer, whole and cut",
+    "replay of client streams, nghttp2": "recorded of h2spec and nghttp; whole and cut; judged as by Envoy or nghttpd",
+    "replay of client streams, gRPC": "the corpus of C-core's server fuzzer, likewise",
+    "replay of server streams, gRPC": "the corpus of C-core's client fuzzer, judged as by Envoy or nghttp",
+    "fuzzing": "a minute each of key extraction, a client's and a server's connection, begun from the replays",
 }
 """Every suite there is, with what it looks at."""
 

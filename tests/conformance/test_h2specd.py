@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from proxy.cluster.address import Address
     from proxy.transport.reactor import Handle
+    from proxy.transport.tls import Secured
 
 VERSION = "2.2.1"
 CASES = 57
@@ -55,12 +56,18 @@ class OneConnection(AsyncioReactor):
         super().__init__(loop)
         self._connected = False
 
-    def connect(self, address: Address, protocol: asyncio.Protocol, on_failure: Callable[[str], None]) -> Handle:
+    def connect(
+        self,
+        address: Address,
+        protocol: asyncio.Protocol,
+        on_failure: Callable[[str], None],
+        secured: Secured | None = None,
+    ) -> Handle:
         """See `Reactor.connect`."""
         if self._connected:
             return asyncio.get_running_loop().call_soon(on_failure, "one connection a case")
         self._connected = True
-        return super().connect(address, protocol, on_failure)
+        return super().connect(address, protocol, on_failure, secured)
 
 
 async def call_through_a_proxy(address: str) -> None:
