@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from proxy.cluster.cluster import Cluster, Succession
-    from proxy.cluster.endpoint import Endpoint
+    from proxy.cluster.endpoint import Cause, Endpoint
     from proxy.cluster.health import Sign
     from proxy.settings import Settings
     from proxy.transport.reactor import Reactor
@@ -36,6 +36,9 @@ class DataPlanes(Protocol):
 
     def answers(self, endpoint: Endpoint) -> None:
         """`endpoint` has just been seen to answer: do not wait with connecting to it."""
+
+    def said(self, endpoint: Endpoint) -> None:
+        """Something is said against `endpoint`, or no more."""
 
     def prepare(self, settings: Settings, added: Iterable[Endpoint]) -> None:
         """These endpoints are about to be published."""
@@ -57,9 +60,9 @@ class ControlPlane:
         self.events = EventBus()
         """What happens to the servers, for the operator."""
         self.journal = EndpointJournal(self.events)
-        self.journal.watch(cluster.snapshot)
         self.detector = OutlierDetector(settings.outlier, cluster.snapshot)
         self._data_planes: DataPlanes | None = None
+        self._watch(cluster.snapshot)
         self._sweeper = OutlierSweeper(self.detector, settings.outlier, reactor)
         self._checker = HealthChecker(
             cluster.snapshot,
@@ -78,6 +81,10 @@ class ControlPlane:
     def check_results(self) -> Mapping[tuple[str, Sign], int]:
         """Health checks by endpoint and what they gave."""
         return self._checker.results
+
+    def tell(self, kind: str, detail: str) -> None:
+        """Let the operator know of something that is not about a server."""
+        self.events.publish(kind, detail=detail)
 
     def start_sweeping(self) -> None:
         """Begin to count the time of ejections."""
@@ -113,7 +120,7 @@ class ControlPlane:
 
     def prepare(self, settings: Settings, succession: Succession) -> None:
         """The first part of `apply`: get to know the new servers."""
-        self.journal.watch(succession.added)
+        self._watch(succession.added)
         if self._data_planes is not None:
             self._data_planes.prepare(settings, succession.added)
 
@@ -135,6 +142,15 @@ class ControlPlane:
             return {}
         secured = {each.id for each in settings.endpoints if (each.tls if each.check_tls is None else each.check_tls)}
         return {each.id: tls.of(each) for each in endpoints if each.id in secured}
+
+    def _watch(self, endpoints: Iterable[Endpoint]) -> None:
+        for endpoint in endpoints:
+            endpoint.watch = self._said
+
+    def _said(self, endpoint: Endpoint, cause: Cause) -> None:
+        self.journal.note(endpoint, cause)
+        if self._data_planes is not None:
+            self._data_planes.said(endpoint)
 
     def _passed_a_check(self, endpoint: Endpoint) -> None:
         if self.detector.checked_healthy(endpoint):

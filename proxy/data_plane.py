@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from proxy.forwarding.failback import DisplacedChats
@@ -29,6 +29,7 @@ from proxy.transport.listener import Listener
 from proxy.transport.loop_lag import LoopLag
 from proxy.transport.pool import UpstreamPool
 from proxy.transport.reactor import CLOSE_NOTIFY_TIMEOUT
+from proxy.transport.slices import in_passes
 from proxy.transport.tls import Tls
 
 if TYPE_CHECKING:
@@ -53,9 +54,17 @@ REAP_EVERY: Final = 1.0
 class DataPlane:
     """Listener, calls, pools: `open`, `start`, `serve`; then `drain` and `close`."""
 
-    def __init__(self, settings: Settings, cluster: Cluster, detector: OutlierDetector, reactor: Reactor) -> None:
-        """`detector`: is told how calls end, and asked which keys are quarantined. Raises ConfigError for certificates
-        and keys that are no good.
+    def __init__(
+        self,
+        settings: Settings,
+        cluster: Cluster,
+        detector: OutlierDetector,
+        reactor: Reactor,
+        displaced: DisplacedChats | None = None,
+    ) -> None:
+        """`detector`: is told how calls end, and asked which keys are quarantined. `displaced`: remembers which chats
+        are away from home; None: a memory of its own. Raises ConfigError for certificates and keys
+        that are no good.
         """
         self._settings = settings
         self._reactor = reactor
@@ -75,7 +84,7 @@ class DataPlane:
         self._deadlines = DeadlineTimer(reactor)
         self._lag = LoopLag(reactor, self.outbox.time_next)
         self.own_health = OwnHealth(lambda: any(endpoint.available for endpoint in cluster.snapshot))
-        self.displaced = DisplacedChats(settings.failback, cluster.snapshot)
+        self.displaced = displaced or DisplacedChats(settings.failback, cluster.snapshot)
         listener = settings.listener
         self.forwarder = Forwarder(
             reactor,
@@ -93,7 +102,7 @@ class DataPlane:
             request_ids=request_ids(reactor.random),
         )
         self.listener = Listener(self.forwarder, listener, reactor, self.outbox, self.tls.downstream)
-        self._add_pools(cluster.snapshot, settings.upstream)
+        self._add_pools(cluster.snapshot, settings)
 
     async def open(self, address: Address, inherited: Sequence[socket.socket] = ()) -> Address:
         """Take the port, without accepting anybody yet. See `Listener.open`."""
@@ -105,27 +114,44 @@ class DataPlane:
         for pool in self.pools.values():
             pool.start()
 
+    @property
+    def sockets(self) -> list[int]:
+        """The file descriptors that listen."""
+        return self.listener.sockets
+
+    @property
+    def not_ready(self) -> str:
+        """Why no client should be sent here now; empty: all is well."""
+        return "" if self.own_health.serving else self.own_health.why_not
+
     async def serve(self) -> None:
         """Accept clients. Raises OSError if somebody else took the port meanwhile."""
         if self.stats.on:
             self._lag.start()
         await self.listener.serve()
 
-    def gathered(self) -> Generator[None, None, StatsSnapshot]:
-        """All numbers of this process, in slices."""
-        told = yield from gathered(self.forwarder, self.listener, self.pools)
+    async def numbers(self) -> StatsSnapshot:
+        """All numbers of this process."""
+        told = await in_passes(gathered(self.forwarder, self.listener, self.pools))
         self._lag.tell(told)
         return told
+
+    async def recent_keys(self) -> Collection[bytes]:
+        """Keys of chats seen recently, as far as they are remembered."""
+        return self.cluster.snapshot.recent_keys
 
     def answers(self, endpoint: Endpoint) -> None:
         """`endpoint` has just been seen to answer: do not wait with connecting to it."""
         self.pools[endpoint].try_now()
 
+    def said(self, endpoint: Endpoint) -> None:
+        """Something is said against `endpoint`, or no more: it is our endpoint, so we know."""
+
     # A new configuration.
 
     def prepare(self, settings: Settings, added: Iterable[Endpoint]) -> None:
         """Connect to endpoints that are about to be published."""
-        for pool in self._add_pools(added, settings.upstream):
+        for pool in self._add_pools(added, settings):
             pool.start()
 
     def apply(self, settings: Settings) -> None:
@@ -144,6 +170,7 @@ class DataPlane:
         for endpoint, pool in self.pools.items():
             pool.settings = settings.upstream
             pool.limits = limits_of_servers(settings.upstream)
+            endpoint.max_calls = settings.limits.max_calls_per_endpoint
             if endpoint not in present:
                 pool.drain()
         self._reap()
@@ -152,12 +179,13 @@ class DataPlane:
     async def applied(self) -> None:
         """Returns when calls are carried by what was applied: at once."""
 
-    def _add_pools(self, endpoints: Iterable[Endpoint], settings: UpstreamSettings) -> list[UpstreamPool]:
-        limits = limits_of_servers(settings)
+    def _add_pools(self, endpoints: Iterable[Endpoint], settings: Settings) -> list[UpstreamPool]:
+        limits = limits_of_servers(settings.upstream)
         added = []
         for endpoint in endpoints:
             endpoint.notify = self._availability_changed
-            pool = UpstreamPool(endpoint, settings, limits, self._reactor, self.outbox, self.tls.upstream)
+            endpoint.max_calls = settings.limits.max_calls_per_endpoint
+            pool = UpstreamPool(endpoint, settings.upstream, limits, self._reactor, self.outbox, self.tls.upstream)
             self.pools[endpoint] = pool
             added.append(pool)
         return added

@@ -21,9 +21,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NEEDS_RESTART: Final = ("listener.address", "listener.socket_mode", "listener.tls", "upstream.tls", "admin", "metrics")
-"""Keys, or whole sections, that a running process cannot change: of ports that are bound, and of files that are watched
-by themselves."""
+NEEDS_RESTART: Final = (
+    "listener.address",
+    "listener.socket_mode",
+    "listener.tls",
+    "listener.workers",
+    "upstream.tls",
+    "admin",
+    "metrics",
+)
+"""Keys, or whole sections, that a running process cannot change: of ports that are bound, of files that are watched by
+themselves, and of processes."""
 
 
 class Change(NamedTuple):

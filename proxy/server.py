@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 from typing import TYPE_CHECKING, Any
 
 import uvloop
 
+from proxy import memory
 from proxy.admin import schema
-from proxy.admin.local import LocalProxy
+from proxy.admin.local import Carrying, LocalProxy, Pool
 from proxy.admin.ports import ReloadRefusedError
 from proxy.admin.ring_view import RingViews
 from proxy.admin.server import AdminServer
@@ -26,22 +26,38 @@ from proxy.settings import Settings
 from proxy.transport.reactor import AsyncioReactor, Reactor, reason
 from proxy.transport.socket_file import SocketFile
 from proxy.transport.takeover import Handover, Takeover
+from proxy.workers.overview import Overview
+from proxy.workers.supervisor import Supervisor, core_count
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from proxy.cluster.endpoint import Endpoint
 
 log = logging.getLogger(__name__)
 
 
 class Proxy:
-    """Both planes on one event loop, sharing the endpoints: `start`, then `stop`."""
+    """Control plane, admin server, and what carries the calls: a data plane on the same event loop that shares the
+    endpoints, or workers. `start`, then `stop`.
+    """
 
     def __init__(self, settings: Settings, reactor: Reactor, config_file: Path | None = None) -> None:
         """`config_file`: where the settings came from, to be read again by `reloader`; None: the environment alone."""
         cluster = Cluster(settings.endpoints, settings.ring)
         self.control = ControlPlane(settings, cluster, reactor)
-        self.data = DataPlane(settings, cluster, self.control.detector, reactor)
+        self.data: DataPlane | Supervisor
+        workers = core_count() if settings.listener.workers == "auto" else settings.listener.workers
+        forwarder: Carrying
+        pools: Mapping[Endpoint, Pool]
+        if workers == 1:
+            self.data = data = DataPlane(settings, cluster, self.control.detector, reactor)
+            forwarder, pools = data.forwarder, data.pools
+        else:
+            self.data = Supervisor(settings, cluster, self.control.detector, workers, self.control.tell)
+            forwarder = pools = Overview(self.data, reactor.now)
         self.control.speak_to(self.data)
         path = Address.parse(settings.listener.address).path
         self.socket_file = SocketFile(path) if path else None
@@ -49,15 +65,16 @@ class Proxy:
         views = RingViews()
         self.admin_port = LocalProxy(
             cluster,
-            self.data.forwarder,
-            self.data.pools,
+            forwarder,
+            pools,
             self.control.events,
             self.control.journal,
             self._config,
             self._not_ready,
             views,
             self._reload,
-            self.data.gathered,
+            self.data.numbers,
+            self.data.recent_keys,
             self.control.check_results,
         )
         self.admin = AdminServer(self.admin_port, settings.admin, views)
@@ -66,7 +83,7 @@ class Proxy:
         return self.reloader.settings.model_dump(mode="json")
 
     def _not_ready(self) -> str:
-        return "" if self.data.own_health.serving else self.data.own_health.why_not
+        return self.data.not_ready
 
     async def _reload(self) -> schema.Reloaded:
         try:
@@ -94,13 +111,16 @@ class Proxy:
             self.data.start()
             await self.control.start()
             await self.data.serve()
-        except OSError as error:
+        except (OSError, ConfigError) as error:
             await self.control.stop()
             self.data.close()
+            await self.data.closed()
             if takeover is not None:
                 takeover.close()
             elif self.socket_file is not None:
                 self.socket_file.remove()
+            if isinstance(error, ConfigError):
+                raise
             raise ConfigError([f"listener.address: cannot listen on {address}: {reason(error)}"]) from error
         if takeover is not None:
             await takeover.confirm()
@@ -158,12 +178,9 @@ async def _run(settings: Settings, config_file: Path | None, *, take_over: bool)
         replaced = True
         stop.set()
 
-    handover = Handover(configured if configured.port else address, proxy.data.listener.sockets, taken)
+    handover = Handover(configured if configured.port else address, proxy.data.sockets, taken)
     handover.open()
-    # What is alive now stays alive, and calls make few cycles: fewer and smaller collections save 3 % of a call.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    memory.settle()
     reloading = loop.create_task(proxy.reloader.follow(), name="reload")
     print(f"districhat ready on {address}", flush=True)
     await stop.wait()

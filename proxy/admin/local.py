@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
@@ -19,10 +19,8 @@ from proxy.balancing.ring import RingSnapshot
 from proxy.cluster.cluster import Cluster
 from proxy.cluster.endpoint import Cause, Endpoint
 from proxy.cluster.health import Sign
-from proxy.forwarding.explain import Explanation, Verdict, explain
-from proxy.forwarding.forwarder import Forwarder
+from proxy.forwarding.explain import Deciding, Explanation, Verdict, explain
 from proxy.forwarding.stats import CALL_BOUNDS, StatsSnapshot
-from proxy.transport.slices import in_passes
 
 DRAINED: Final = "drained by the operator"
 
@@ -48,11 +46,6 @@ class EndpointJournal:
         self.begun: Counter[tuple[str, Cause]] = Counter()
         """How often a cause began to speak against a server, by its id."""
 
-    def watch(self, endpoints: Iterable[Endpoint]) -> None:
-        """Also these, from now on."""
-        for endpoint in endpoints:
-            endpoint.watch = self._changed
-
     def forget(self, endpoint: Endpoint) -> None:
         """It has left the cluster."""
         for cause in Cause:
@@ -66,7 +59,8 @@ class EndpointJournal:
             for cause, why in endpoint.blocks.items()
         )
 
-    def _changed(self, endpoint: Endpoint, cause: Cause) -> None:
+    def note(self, endpoint: Endpoint, cause: Cause) -> None:
+        """The cause speaks against the server now, or no more."""
         why = endpoint.blocks.get(cause)
         if endpoint.blocked_by(Cause.REMOVED) and cause is not Cause.REMOVED:
             return  # what becomes of its last connections; another may have its name by now
@@ -106,12 +100,20 @@ class Pool(Protocol):
         """Calls that are parked."""
 
 
+class Carrying(Deciding, Protocol):
+    """What is told of those who carry the calls."""
+
+    @property
+    def active(self) -> int:
+        """Calls under way."""
+
+
 @dataclass(frozen=True, slots=True)
 class LocalProxy:
-    """`AdminPort` of a data path in the same process."""
+    """`AdminPort` of a data path in the same process, or of what is known of it there."""
 
     cluster: Cluster
-    forwarder: Forwarder
+    forwarder: Carrying
     pools: Mapping[Endpoint, Pool]
     events: EventBus
     journal: EndpointJournal
@@ -122,8 +124,10 @@ class LocalProxy:
     views: RingViews
     reloading: Callable[[], Awaitable[schema.Reloaded]]
     """See `AdminPort.reload`."""
-    gathering: Callable[[], Generator[None, None, StatsSnapshot]]
+    gathering: Callable[[], Awaitable[StatsSnapshot]]
     """The numbers of the data path."""
+    remembering: Callable[[], Awaitable[Collection[bytes]]]
+    """See `AdminPort.recent_keys`."""
     check_results: Mapping[tuple[str, Sign], int]
     """Health checks, by endpoint and what they gave."""
 
@@ -152,7 +156,7 @@ class LocalProxy:
         """See `AdminPort`."""
         snapshot = self.cluster.snapshot
         view = await self.views.of(snapshot.ring)
-        traffic = traffic_of(await in_passes(self.gathering()))
+        traffic = traffic_of(await self.gathering())
         told = [
             self._endpoint(snapshot.by_id[node.id], node.vnodes, view.shares[index], traffic)
             async for index, node in sliced(enumerate(snapshot.ring.nodes))
@@ -187,7 +191,7 @@ class LocalProxy:
 
     async def statistics(self) -> StatsSnapshot:
         """See `AdminPort`."""
-        told = await in_passes(self.gathering())
+        told = await self.gathering()
         snapshot = self.cluster.snapshot
         view = await self.views.of(snapshot.ring)
         async for index, node in sliced(enumerate(snapshot.ring.nodes)):
@@ -238,7 +242,7 @@ class LocalProxy:
 
     async def recent_keys(self) -> Collection[bytes]:
         """See `AdminPort`."""
-        return self.cluster.snapshot.recent_keys
+        return await self.remembering()
 
     async def drain(self, endpoint_id: str, reason: str, *, force: bool) -> schema.Drained:
         """See `AdminPort`."""

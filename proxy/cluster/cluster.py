@@ -33,9 +33,10 @@ class Cluster:
 
     __slots__ = ("snapshot",)
 
-    def __init__(self, endpoints: Iterable[EndpointSettings], ring: RingSettings) -> None:
+    def __init__(self, endpoints: Iterable[EndpointSettings], ring: RingSettings, version: int = 1) -> None:
+        """`version`: of the first snapshot."""
         weights = {_endpoint(each): each.weight for each in endpoints}
-        self.snapshot = at_once(ClusterSnapshot.building(weights, ring, version=1))
+        self.snapshot = at_once(ClusterSnapshot.building(weights, ring, version))
 
     def succession(
         self, endpoints: Iterable[EndpointSettings], ring: RingSettings, version: int | None = None

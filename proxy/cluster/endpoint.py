@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Final
@@ -36,7 +37,20 @@ class Endpoint:
     cause begins or ceases to speak against the server.
     """
 
-    __slots__ = ("_blocks", "active", "address", "available", "id", "notify", "server_name", "tls", "watch", "weight")
+    __slots__ = (
+        "_blocks",
+        "active",
+        "address",
+        "available",
+        "elsewhere",
+        "id",
+        "max_calls",
+        "notify",
+        "server_name",
+        "tls",
+        "watch",
+        "weight",
+    )
 
     def __init__(
         self,
@@ -57,6 +71,10 @@ class Endpoint:
         self.available = True
         self.active = 0
         """Calls it has been given and not finished."""
+        self.elsewhere = 0
+        """Calls that other workers have given it, as far as is known."""
+        self.max_calls = sys.maxsize
+        """What `active` may be."""
         self.notify: Callable[[Endpoint], None] = _nobody
         self.watch: Callable[[Endpoint, Cause], None] = _nobody_either
         self._blocks: dict[Cause, str] = {}

@@ -15,7 +15,7 @@ Rules of this file:
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import sqrt
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -92,11 +92,17 @@ class OutlierDetector:
         self.quarantines = 0
         """Keys quarantined since the start."""
 
+        self.attentive = settings.success_rate
+        """Whether calls that go well are to be reported in any case."""
+        self.on_quarantine: Callable[[bytes, float], None] = _nobody
+        """Is told of each new quarantine: the key, and until when."""
+
     def configure(self, settings: OutlierSettings, endpoints: Iterable[Endpoint]) -> None:
         """From now on by these settings, over these endpoints. What is known of those that stay is kept; ejections and
         quarantines under way end as they were to.
         """
         self._settings = settings
+        self.attentive = settings.success_rate
         self._records = {endpoint: self._records.get(endpoint) or _Record() for endpoint in endpoints}
         for places in self._suspects.values():
             for gone in places.keys() - self._records.keys():
@@ -151,9 +157,7 @@ class OutlierDetector:
 
     def _look_around(self) -> None:
         self.troubled = (
-            self._settings.success_rate
-            or bool(self._suspects)
-            or any(record.failures for record in self._records.values())
+            self.attentive or bool(self._suspects) or any(record.failures for record in self._records.values())
         )
 
     # Quarantine.
@@ -169,12 +173,18 @@ class OutlierDetector:
             del places[old]
         if len(places) >= 2 and (died or all(self._records[each].keys <= {key} for each in places)):
             del self._suspects[key]
-            self.quarantined[key] = now + seconds
-            self.quarantined.move_to_end(key)
+            self.quarantine(key, now + seconds)
             self.quarantines += 1
-        for memory in (self._suspects, self.quarantined):
-            if len(memory) > MAX_SUSPECTS:
-                memory.popitem(last=False)
+            self.on_quarantine(key, now + seconds)
+        if len(self._suspects) > MAX_SUSPECTS:
+            self._suspects.popitem(last=False)
+
+    def quarantine(self, key: bytes, until: float) -> None:
+        """Answer calls for `key` with UNAVAILABLE until then."""
+        self.quarantined[key] = until
+        self.quarantined.move_to_end(key)
+        if len(self.quarantined) > MAX_SUSPECTS:
+            self.quarantined.popitem(last=False)
 
     def quarantined_for(self, key: bytes, now: float) -> float:
         """Seconds that `key` stays quarantined; 0: it is not."""
@@ -272,3 +282,7 @@ class OutlierDetector:
             for endpoint, rate in rates.items()
             if rate < floor and self._eject(endpoint, f"a success rate of {rate:.0%} where {mean:.0%} is the mean", now)
         ]
+
+
+def _nobody(_key: bytes, _until: float) -> None:
+    """Nobody wants to know."""

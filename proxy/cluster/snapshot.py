@@ -76,7 +76,11 @@ class ClusterSnapshot:
 
     def least_loaded(self) -> Iterator[Endpoint]:
         """Every endpoint once, the fewest active calls for its weight first; equal ones in order of id."""
-        return iter(sorted(self.by_id.values(), key=lambda endpoint: (endpoint.active / endpoint.weight, endpoint.id)))
+        return iter(sorted(self.by_id.values(), key=_load))
 
     def __iter__(self) -> Iterator[Endpoint]:
         return iter(self.by_id.values())
+
+
+def _load(endpoint: Endpoint) -> tuple[float, str]:
+    return (endpoint.active + endpoint.elsewhere) / endpoint.weight, endpoint.id

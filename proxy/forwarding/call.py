@@ -306,7 +306,7 @@ class Call:
     def _offer(self, endpoint: Endpoint) -> None:
         """Give the call to one server's pool, which attaches it to a connection, parks it, or fails the attempt."""
         forwarder = self.forwarder
-        if endpoint.active >= forwarder.max_calls_per_endpoint:
+        if endpoint.active >= endpoint.max_calls:
             why = f"{endpoint.id} has {endpoint.active} calls under way"
             self._turn_away("calls_per_endpoint", Status.RESOURCE_EXHAUSTED, why)
             return

@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.cluster.cluster import Cluster
     from proxy.cluster.endpoint import Cause, Endpoint
-    from proxy.forwarding.forwarder import Forwarder
+    from proxy.cluster.outlier import OutlierDetector
+    from proxy.forwarding.failback import DisplacedChats
+    from proxy.forwarding.settings import RetrySettings
 
 
 class Verdict(Enum):
@@ -64,7 +69,31 @@ class Explanation:
     """Seconds since the last call of a displaced chat."""
 
 
-def explain(forwarder: Forwarder, key: bytes, limit: int = 16) -> Explanation:
+class Deciding(Protocol):
+    """What a decision goes by: a forwarder, or what is known of several."""
+
+    @property
+    def now(self) -> Callable[[], float]:
+        """The clock."""
+
+    @property
+    def cluster(self) -> Cluster:
+        """Whose snapshot holds."""
+
+    @property
+    def displaced(self) -> DisplacedChats:
+        """Chats that are away from home."""
+
+    @property
+    def detector(self) -> OutlierDetector:
+        """Who knows which keys are quarantined."""
+
+    @property
+    def retry(self) -> RetrySettings:
+        """`[retry]`."""
+
+
+def explain(forwarder: Deciding, key: bytes, limit: int = 16) -> Explanation:
     """What a call with `key` (not empty) would meet now. Changes nothing, nor counts as a use of a displaced chat.
 
     `limit`: candidates to tell at least, if there are so many; the chosen one is always among them.
@@ -77,7 +106,7 @@ def explain(forwarder: Forwarder, key: bytes, limit: int = 16) -> Explanation:
     wanted, verdict = _wanted(forwarder, walk, displaced_to)
     if quarantined_for:
         verdict = Verdict.QUARANTINED
-    elif wanted is not None and wanted.active >= forwarder.max_calls_per_endpoint:
+    elif wanted is not None and wanted.active >= wanted.max_calls:
         verdict = Verdict.OVER_BOUND
     chosen = None if verdict in (Verdict.QUARANTINED, Verdict.OVER_BOUND) else wanted
     told = max(limit, walk.index(wanted) + 1 if wanted is not None else 0)
@@ -89,7 +118,7 @@ def explain(forwarder: Forwarder, key: bytes, limit: int = 16) -> Explanation:
         if endpoint is wanted:
             reached = True
             if verdict is Verdict.OVER_BOUND:
-                why = f"over its bound: {endpoint.active} calls under way of {forwarder.max_calls_per_endpoint}"
+                why = f"over its bound: {endpoint.active} calls under way of {endpoint.max_calls}"
         elif not reached or verdict is Verdict.PANIC:
             why = endpoint.reason
             if not why and verdict is Verdict.DISPLACED and displaced_to is not None:
@@ -110,7 +139,7 @@ def explain(forwarder: Forwarder, key: bytes, limit: int = 16) -> Explanation:
 
 
 def _wanted(
-    forwarder: Forwarder, walk: list[Endpoint], displaced_to: Endpoint | None
+    forwarder: Deciding, walk: list[Endpoint], displaced_to: Endpoint | None
 ) -> tuple[Endpoint | None, Verdict]:
     """The server that is offered the call first, and why that one."""
     if displaced_to is not None:

@@ -70,7 +70,6 @@ class Forwarder:
         "limits",
         "max_attempts",
         "max_calls",
-        "max_calls_per_endpoint",
         "max_first_message",
         "now",
         "own_health",
@@ -138,4 +137,3 @@ class Forwarder:
         self.small_buffer = min(SMALL, retry.replay_buffer)
         self.max_attempts = retry.max_attempts
         self.max_calls = limits.max_calls
-        self.max_calls_per_endpoint = limits.max_calls_per_endpoint

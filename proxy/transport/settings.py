@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -79,6 +79,9 @@ class ListenerSettings(BaseModel):
     """Permissions of a unix socket, in octal: who may write to it may connect."""
     tls: ListenerTlsSettings | None = None
     """None: clients speak cleartext."""
+    workers: Annotated[int, Field(ge=1, le=128)] | Literal["auto"] = 1
+    """Processes that carry calls, or "auto": one for each core. With more than one, a further process decides about the
+    servers. Limits of calls hold for all together, of connections, buffers and chats for each. Linux only."""
     max_connections: int = Field(default=10_000, ge=1, le=1_000_000)
     """Client connections open at a time; further ones are turned away with GOAWAY(ENHANCE_YOUR_CALM)."""
     max_connections_per_client: int = Field(default=1_000, ge=1, le=1_000_000)

@@ -37,7 +37,8 @@ ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the running proxy has for each of its answers."""
 ACCEPT_PAUSE: Final = 1.0
 """Seconds to wait after a failure to accept, such as too many open files."""
-MAX_SOCKETS: Final = 16
+MAX_SOCKETS: Final = 250
+"""The kernel passes 253 at a time."""
 
 
 def meeting_point(address: Address) -> str:

@@ -84,6 +84,8 @@ class ProxyProcess:
         self._expected: tuple[str, ...] = ()
         self.signalled = False
         """It was told to end."""
+        self.killed = False
+        """It was told to end at once."""
         self.cuts_off = False
         """The test means calls to be cut off at the end of the drain."""
         settings = load_settings(config, {})
@@ -199,7 +201,7 @@ async def proxy_process(
         yield proxy
         if not proxy.signalled:  # a second signal would end the drain
             proxy.signal(signal.SIGTERM)
-        assert await proxy.ended() == 0, proxy.log()
+        assert await proxy.ended() == (-signal.SIGKILL if proxy.killed else 0), proxy.log()
         proxy.check()
     finally:
         if process.returncode is None:

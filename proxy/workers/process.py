@@ -1,0 +1,94 @@
+"""One worker process, as the parent sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from proxy.forwarding.stats import StatsSnapshot
+from proxy.workers.channel import Channel
+from proxy.workers.messages import Load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+IDLE = Load({}, 0, {}, {}, {})
+
+
+class WorkerProcess:
+    """A fresh interpreter: a fork would copy the threads' locks of libraries in the middle of whatever they do."""
+
+    def __init__(self, number: int, process: subprocess.Popen[bytes], channel: Channel) -> None:
+        self.number = number
+        self.pid = process.pid
+        self.channel = channel
+        self.load = IDLE
+        self.numbers = StatsSnapshot()
+        """What it told last."""
+        self.elsewhere: object = None
+        """What it was told last about the load of the others."""
+        self.generation = 0
+        """Of the settings that it carries calls by; 0: not yet."""
+        self.serving = False
+        self.seen_at = 0.0
+        """When it was last heard."""
+        self.born_at = asyncio.get_running_loop().time()
+        self._process = process
+
+    @classmethod
+    async def start(
+        cls, number: int, sockets: Sequence[socket.socket], on_caught_up: Callable[[WorkerProcess], None]
+    ) -> WorkerProcess:
+        """Start one that listens on these, which it inherits. `on_caught_up`: see `Channel`."""
+        ours, theirs = socket.socketpair()
+        descriptors = [theirs.fileno(), *(each.fileno() for each in sockets)]
+        command = [sys.executable, *(f"-W{each}" for each in sys.warnoptions), "-m", "proxy.workers.worker"]
+        with theirs:
+            process = subprocess.Popen(  # noqa: ASYNC220, S603 - ourselves; vfork and exec take milliseconds
+                [*command, f"worker-{number}", *map(str, descriptors)],
+                pass_fds=descriptors,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # whoever reads ours waits for our end, not for theirs
+                start_new_session=True,  # what a terminal sends to all, it shall not get
+            )
+        ours.setblocking(False)  # noqa: FBT003 - the standard library's
+        holder: list[WorkerProcess] = []
+        channel = await Channel.open(ours, lambda: on_caught_up(holder[0]))
+        holder.append(cls(number, process, channel))
+        return holder[0]
+
+    async def ended(self) -> int:
+        """Its exit status, negative for a signal, once it has ended."""
+        loop = asyncio.get_running_loop()
+        over = asyncio.Event()
+        descriptor = os.pidfd_open(self.pid)
+        try:
+            loop.add_reader(descriptor, over.set)
+            await over.wait()
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+        return self._process.wait()
+
+    def kill(self) -> None:
+        """End it at once. Nothing happens if it has ended."""
+        self._process.kill()
+        self._process.wait()  # does not last: nobody can refuse SIGKILL
+
+    def __str__(self) -> str:
+        return f"worker {self.number} (process {self.pid})"
+
+
+def why_ended(status: int) -> str:
+    """What an exit status says, for people."""
+    if status < 0:
+        try:
+            return f"was ended by {signal.Signals(-status).name}"
+        except ValueError:
+            return f"was ended by signal {-status}"
+    return f"ended with status {status}"

@@ -1,0 +1,498 @@
+"""The parent: starts the workers, replaces those that crash, and is one data plane to the control plane.
+
+A worker that crashes costs the calls that it had. It is replaced at once, and the clients that were about to connect to
+it wait in its socket's queue meanwhile; one that crashes young is replaced after a pause that doubles each time. A
+worker that is not heard of for long is killed: a worker that hangs holds its clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Final, Literal
+
+from proxy.cluster.address import Address
+from proxy.cluster.endpoint import Cause
+from proxy.errors import ConfigError
+from proxy.forwarding.failback import DisplacedChats
+from proxy.forwarding.stats import StatsSnapshot
+from proxy.transport.tls import Tls
+from proxy.workers import sockets as ports
+from proxy.workers.messages import (
+    VERSION,
+    Answer,
+    Answers,
+    Applied,
+    Ask,
+    Attentive,
+    Configure,
+    Drain,
+    Drained,
+    Elsewhere,
+    Ended,
+    Hello,
+    Load,
+    ManyMoved,
+    Message,
+    Moved,
+    Numbers,
+    Quarantined,
+    Said,
+    Serve,
+    Serving,
+)
+from proxy.workers.process import IDLE, WorkerProcess, why_ended
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from proxy.cluster.cluster import Cluster
+    from proxy.cluster.endpoint import Endpoint
+    from proxy.cluster.outlier import OutlierDetector
+    from proxy.settings import Settings
+    from proxy.workers.messages import Blocks
+
+log = logging.getLogger(__name__)
+
+SUPPORTED: Final = sys.platform == "linux"
+EXCHANGE: Final = 0.1
+"""Seconds between two exchanges of load figures."""
+START_TIMEOUT: Final = 60.0
+"""Seconds that a worker has to start; a new interpreter takes half a second on an idle machine."""
+APPLY_TIMEOUT: Final = 30.0
+"""Seconds that the workers have to apply a reload before it is given up waiting for them."""
+SILENCE: Final = 30.0
+"""Seconds without a word after which a worker is taken for hung, and killed."""
+OLD_AGE: Final = 10.0
+"""Seconds after which a crash does not count as one of a series."""
+BACKOFF: Final = 0.5
+MAX_BACKOFF: Final = 10.0
+"""Seconds before a worker is started again that crashed young: first this, doubled up to that."""
+ASK_TIMEOUT: Final = 2.0
+"""Seconds that a worker has to answer a question; those that do not are left out."""
+LAST_GRACE: Final = 5.0
+"""Seconds beyond the grace of a drain after which workers are killed."""
+
+
+def core_count() -> int:
+    """The cores that this process may use: what `workers = "auto"` stands for."""
+    return len(os.sched_getaffinity(0)) if SUPPORTED else os.cpu_count() or 1
+
+
+class Supervisor:
+    """`open`, `start`, `serve`; then `drain` and `close`, as of a data plane."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        cluster: Cluster,
+        detector: OutlierDetector,
+        workers: int,
+        tell: Callable[[str, str], object] = lambda _kind, _detail: None,
+    ) -> None:
+        """`detector`: decides by what the workers report. `workers`: at least 1. `tell`: of what happens to them, a
+        word and the details for people. Raises ConfigError for certificates and keys that are no good.
+        """
+        self.cluster = cluster
+        self.detector = detector
+        self.displaced = DisplacedChats(settings.failback, cluster.snapshot)
+        self.settings = settings
+        self.workers: dict[int, WorkerProcess] = {}
+        """Those that run now, by number."""
+        self.replaced = 0
+        """Workers that had to be replaced since the start."""
+        self._count = workers
+        self._tell = tell
+        self._generation = 1
+        self._sockets: list[list[socket.socket]] = []
+        self._keepers: list[asyncio.Task[None]] = []
+        self._changed = asyncio.Event()
+        """Something about a worker is different."""
+        self._problem: Exception | None = None
+        """Why the start has failed."""
+        self._serving = False
+        self._draining = asyncio.Event()
+        self._attentive = False
+        self._exchanging: asyncio.TimerHandle | None = None
+        self._cut_off = 0
+        self._asked = 0
+        self._answers: dict[int, asyncio.Future[Numbers | tuple[bytes, ...]]] = {}
+        self._past = StatsSnapshot()
+        """What workers have counted that are no more."""
+        Tls(settings.listener.tls, settings.upstream.tls)  # bad files are told once, and not by each worker
+        detector.on_quarantine = self._quarantined
+        self._set_limits()
+
+    # Life.
+
+    async def open(self, address: Address, inherited: Sequence[socket.socket] = ()) -> Address:
+        """Take the port. See `Listener.open`."""
+        if not SUPPORTED:
+            raise ConfigError(["listener.workers: more than one needs Linux"])
+        self._sockets = ports.deal(inherited, self._count) if inherited else ports.bind(address, self._count)
+        if address.path:
+            return address
+        host, port = self._sockets[0][0].getsockname()[:2]
+        return Address(host, port)
+
+    @property
+    def sockets(self) -> list[int]:
+        """The file descriptors that listen."""
+        return [each.fileno() for some in self._sockets for each in some]
+
+    @property
+    def not_ready(self) -> str:
+        """Why no client should be sent here now; empty: all is well."""
+        if self._draining.is_set():
+            return "the proxy is draining"
+        if not any(worker.serving for worker in self.workers.values()):
+            return "no worker is ready"
+        return "" if any(each.available for each in self.cluster.snapshot) else "no server is available"
+
+    def start(self) -> None:
+        """Begin to start the workers."""
+        loop = asyncio.get_running_loop()
+        for number in range(self._count):
+            self._keepers.append(loop.create_task(self._keep(number), name=f"worker {number}"))
+        self._exchange()
+
+    async def serve(self) -> None:
+        """Accept clients, as soon as every worker is ready. Raises OSError if somebody else took the port meanwhile,
+        ConfigError if the workers do not start.
+        """
+        await self._until(lambda worker: bool(worker.generation))
+        self._serving = True
+        for worker in self.workers.values():
+            worker.channel.send(Serve(), must=True)
+        await self._until(lambda worker: worker.serving)
+
+    async def _until(self, ready: Callable[[WorkerProcess], bool]) -> None:
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                while len(self.workers) < self._count or not all(map(ready, self.workers.values())):
+                    if self._problem is not None:
+                        raise self._problem
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            why = f"{self._count} workers did not start within {START_TIMEOUT:g} s"
+            raise ConfigError([f"listener.workers: {why}"]) from None
+
+    async def drain(self) -> int:
+        """Have every worker finish its calls, and end. Returns how many calls were cut off; those of a worker that had
+        to be killed are not counted.
+        """
+        self._draining.set()
+        for worker in self.workers.values():
+            worker.channel.send(Drain(), must=True)
+        ports.close(self._sockets)
+        if self._keepers:
+            patience = self.settings.listener.drain_grace + LAST_GRACE
+            await asyncio.wait(self._keepers, timeout=patience)
+        return self._cut_off
+
+    def close(self) -> None:
+        """End whatever still runs, at once."""
+        self._draining.set()
+        if self._exchanging is not None:
+            self._exchanging.cancel()
+        ports.close(self._sockets)
+        for worker in self.workers.values():
+            if self._serving:
+                log.warning("%s did not end in time and is killed", worker)
+            worker.kill()
+        for keeper in self._keepers:
+            keeper.cancel()
+
+    async def closed(self) -> None:
+        """Returns after `close` when nothing of it is left."""
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+
+    # What the operator asks.
+
+    async def numbers(self) -> StatsSnapshot:
+        """All numbers of the workers, added up. Counters of those that have ended count as they were told last."""
+        told = StatsSnapshot()
+        for worker, answer in await self._ask("numbers"):
+            if isinstance(answer, Numbers):
+                worker.numbers = StatsSnapshot(answer.values, answer.histograms)
+                told.merge(worker.numbers)
+        told.merge(self._past)
+        # Each worker knows of all of these, so that their sum would be too many.
+        told.values["districhat_displaced_chats"] = {(): len(self.displaced.chats)}
+        told.values["districhat_quarantined_chats"] = {(): len(self.detector.quarantined)}
+        told.values["districhat_quarantines_total"] = {(): self.detector.quarantines}
+        return told
+
+    async def recent_keys(self) -> Collection[bytes]:
+        """Keys of chats seen recently, as far as the workers remember them."""
+        keys: set[bytes] = set()
+        for _, answer in await self._ask("recent_keys"):
+            if not isinstance(answer, Numbers):
+                keys.update(answer)
+        return keys
+
+    async def _ask(
+        self, what: Literal["numbers", "recent_keys"]
+    ) -> list[tuple[WorkerProcess, Numbers | tuple[bytes, ...]]]:
+        """The answers of those workers that give one in time."""
+        asked = []
+        for worker in self.workers.values():
+            if worker.generation:
+                self._asked += 1
+                worker.channel.send(Ask(self._asked, what))
+                answer = self._answers[self._asked] = asyncio.get_running_loop().create_future()
+                asked.append((worker, self._asked, answer))
+        if asked:
+            await asyncio.wait([answer for _, _, answer in asked], timeout=ASK_TIMEOUT)
+        for _, number, answer in asked:
+            del self._answers[number]
+            answer.cancel()
+        return [(worker, answer.result()) for worker, _, answer in asked if not answer.cancelled()]
+
+    # Each worker.
+
+    async def _keep(self, number: int) -> None:
+        """Have a worker with this number, again and again, until the drain."""
+        crashes = 0
+        loop = asyncio.get_running_loop()
+        while not self._draining.is_set():
+            worker = await WorkerProcess.start(number, self._sockets[number], self._configure)
+            self.workers[number] = worker
+            try:
+                status = await self._accompany(worker)
+            finally:
+                del self.workers[number]
+                self._past.merge(counters_of(worker.numbers))
+                self._changed.set()
+            if self._draining.is_set():
+                return
+            why = f"{worker} {why_ended(status)}"
+            if not self._serving:
+                self._problem = ConfigError([f"listener.workers: {why} before it was ready"])
+                return
+            if loop.time() - worker.born_at >= OLD_AGE:
+                crashes = 0
+            pause = min(MAX_BACKOFF, BACKOFF * 2.0 ** (crashes - 1)) if crashes else 0.0
+            crashes += 1
+            self.replaced += 1
+            when = f"in {pause:g} s" if pause else "at once"
+            log.error("%s: the calls that it had are lost; it is replaced %s", why, when)
+            self._tell("worker_replaced", why)
+            await asyncio.sleep(pause)
+
+    async def _accompany(self, worker: WorkerProcess) -> int:
+        """Hear what it says until it has ended. Returns its exit status."""
+        hearing = asyncio.get_running_loop().create_task(self._listen(worker), name=f"words of worker {worker.number}")
+        try:
+            status = await worker.ended()
+            await hearing  # its last words
+        finally:
+            hearing.cancel()
+            worker.channel.close()
+        return status
+
+    async def _listen(self, worker: WorkerProcess) -> None:
+        loop = asyncio.get_running_loop()
+        while (message := await worker.channel.receive()) is not None:
+            worker.seen_at = loop.time()
+            try:
+                self._hear(worker, message)
+            except Exception:  # it must be heard further
+                log.exception("a bug ended the handling of what %s said", worker)
+
+    def _hear(self, worker: WorkerProcess, message: Message) -> None:  # noqa: C901 - a branch a message
+        match message:
+            case Load():
+                worker.load = message
+            case Ended():
+                self._judge(message)
+            case ManyMoved():
+                self._move(worker, message)
+            case Hello():
+                self._greet(worker, message)
+            case Applied():
+                worker.generation = message.generation
+                if self._serving and not worker.serving:
+                    worker.channel.send(Serve(), must=True)
+                self._changed.set()
+            case Serving():
+                worker.serving = not message.problem
+                if message.problem:
+                    self._problem = OSError(message.problem)
+                self._changed.set()
+            case Answer():
+                asked = self._answers.get(message.number)
+                if asked is not None and not asked.done():
+                    asked.set_result(message.value)
+            case Drained():
+                self._cut_off += message.cut_off
+            case _:
+                log.error("%s said something that is not for us: %s", worker, type(message).__name__)
+
+    def _greet(self, worker: WorkerProcess, hello: Hello) -> None:
+        if hello.version == VERSION:
+            self._configure(worker)
+        else:
+            log.error(
+                "%s is of another version (%s) than this process: the program was upgraded; replace this process "
+                "(districhat serve --takeover)",
+                worker,
+                hello.program,
+            )
+            worker.kill()
+
+    # What the control plane says.
+
+    def answers(self, endpoint: Endpoint) -> None:
+        """See `DataPlane`."""
+        for worker in self.workers.values():
+            if endpoint.id in worker.load.unreachable:
+                worker.channel.send(Answers(endpoint.id))
+
+    def said(self, endpoint: Endpoint) -> None:
+        """Something is said against `endpoint`, or no more."""
+        if self.cluster.snapshot.by_id.get(endpoint.id) is endpoint:
+            self._send(Said(endpoint.id, _blocks(endpoint)))
+
+    def prepare(self, settings: Settings, added: Iterable[Endpoint]) -> None:
+        """See `DataPlane`. The workers do that by themselves."""
+
+    def apply(self, settings: Settings) -> None:
+        """See `DataPlane`."""
+        self.settings = settings
+        self._generation += 1
+        now = asyncio.get_running_loop().time()
+        self.displaced.configure(settings.failback, self.cluster.snapshot, now)
+        self._set_limits()
+        for worker in self.workers.values():
+            self._configure(worker)
+
+    async def applied(self) -> None:
+        """Returns when every worker carries calls by what was applied; those that do not within a time are logged."""
+        try:
+            async with asyncio.timeout(APPLY_TIMEOUT):
+                while late := [each for each in self.workers.values() if each.generation < self._generation]:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            log.error("not applied within %g s by %s", APPLY_TIMEOUT, ", ".join(map(str, late)))  # noqa: TRY400
+
+    def _configure(self, worker: WorkerProcess) -> None:
+        """Tell it everything."""
+        snapshot = self.cluster.snapshot
+        configure = Configure(
+            self._generation,
+            self.settings,
+            snapshot.version,
+            self._count,
+            {endpoint.id: blocks for endpoint in snapshot if (blocks := _blocks(endpoint))},
+            dict(self.detector.quarantined),
+            tuple(Moved(key, endpoint.id, at) for key, (endpoint, at) in self.displaced.chats.items()),
+            self._attentive,
+        )
+        worker.elsewhere = None
+        worker.channel.send(configure, must=True)
+
+    def _set_limits(self) -> None:
+        for endpoint in self.cluster.snapshot:
+            endpoint.max_calls = self.settings.limits.max_calls_per_endpoint
+
+    def _send(self, message: Message, *, besides: WorkerProcess | None = None) -> None:
+        for worker in self.workers.values():
+            if worker is not besides and worker.generation:
+                worker.channel.send(message)
+
+    # What the workers see.
+
+    def _judge(self, message: Ended) -> None:
+        detector = self.detector
+        by_id = self.cluster.snapshot.by_id
+        for what, name, key, at in message.calls:
+            endpoint = by_id.get(name)
+            if what == "began":
+                detector.began(key)
+            elif endpoint is None:
+                continue  # removed meanwhile
+            elif what == "succeeded":
+                detector.succeeded(endpoint, key)
+            elif what == "failed":
+                detector.failed(endpoint, key, at)
+            else:
+                detector.lost(endpoint, key, at)
+        self._attend()
+
+    def _attend(self) -> None:
+        if self._attentive != self.detector.troubled:
+            self._attentive = self.detector.troubled
+            self._send(Attentive(self._attentive))
+
+    def _quarantined(self, key: bytes, until: float) -> None:
+        self._send(Quarantined(key, until))
+
+    def _move(self, worker: WorkerProcess, message: ManyMoved) -> None:
+        by_id = self.cluster.snapshot.by_id
+        for moved in message.chats:
+            endpoint = by_id.get(moved.endpoint) if moved.endpoint is not None else None
+            if endpoint is not None:
+                self.displaced.served(moved.key, endpoint, moved.at)
+            else:
+                self.displaced.came_home(moved.key)
+        self._send(message, besides=worker)
+
+    def _exchange(self) -> None:
+        """Add up what the workers have to do, and tell each what the others have."""
+        loop = asyncio.get_running_loop()
+        self._exchanging = loop.call_later(EXCHANGE, self._exchange)
+        self._attend()
+        loads = [each.load for each in self.workers.values()]
+        active = added_up([load.active for load in loads])
+        for endpoint in self.cluster.snapshot:
+            endpoint.active = active.get(endpoint.id, 0)
+        self._find_unreachable()
+        total = sum(load.total for load in loads)
+        for worker in self.workers.values():
+            own = worker.load.active
+            others = {name: calls - own.get(name, 0) for name, calls in active.items() if calls != own.get(name, 0)}
+            elsewhere = Elsewhere(others, total - worker.load.total)
+            if worker.generation and elsewhere != worker.elsewhere:
+                worker.elsewhere = elsewhere
+                worker.channel.send(elsewhere)
+            if worker.seen_at and loop.time() - worker.seen_at > SILENCE:
+                log.error("%s has not been heard of for %g s and is killed", worker, SILENCE)
+                worker.kill()
+
+    def _find_unreachable(self) -> None:
+        """A server that no worker can connect to is unreachable."""
+        told = [each.load for each in self.workers.values() if each.load is not IDLE]
+        for endpoint in self.cluster.snapshot:
+            whys = [load.unreachable.get(endpoint.id) for load in told]
+            why = whys[0] if whys and all(whys) else None
+            if why is None:
+                endpoint.unblock(Cause.CONNECT)
+            elif endpoint.blocks.get(Cause.CONNECT) != why:
+                endpoint.block(Cause.CONNECT, why)
+
+
+def counters_of(numbers: StatsSnapshot) -> StatsSnapshot:
+    """What of these numbers only ever grows."""
+    counters = {name: family for name, family in numbers.values.items() if name.endswith("_total")}
+    return StatsSnapshot(counters, numbers.histograms)
+
+
+def added_up(figures: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The sums, key by key."""
+    sums: dict[str, int] = {}
+    for each in figures:
+        for key, value in each.items():
+            sums[key] = sums.get(key, 0) + value
+    return sums
+
+
+def _blocks(endpoint: Endpoint) -> Blocks:
+    """What the workers cannot know by themselves."""
+    blocks = endpoint.blocks.items()
+    return {cause.value: why for cause, why in blocks if cause not in (Cause.CONNECT, Cause.REMOVED)}

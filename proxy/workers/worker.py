@@ -1,0 +1,294 @@
+"""One worker: a data plane that does as the parent says, and tells it what it sees.
+
+It lives no longer than its parent: when the parent is gone it drains, and ends at once if it is draining already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Final
+
+import uvloop
+
+from proxy import memory
+from proxy.cluster.address import Address
+from proxy.cluster.cluster import Cluster
+from proxy.cluster.endpoint import Cause
+from proxy.data_plane import DataPlane
+from proxy.transport.reactor import AsyncioReactor, reason
+from proxy.transport.slices import in_passes
+from proxy.workers.channel import Channel
+from proxy.workers.memories import ReportingDetector, SharedDisplacedChats
+from proxy.workers.messages import (
+    VERSION,
+    Answer,
+    Answers,
+    Applied,
+    Ask,
+    Attentive,
+    Blocks,
+    Configure,
+    Drain,
+    Drained,
+    Elsewhere,
+    Ended,
+    Hello,
+    Load,
+    ManyMoved,
+    Message,
+    Moved,
+    Numbers,
+    Quarantined,
+    Said,
+    Serve,
+    Serving,
+)
+from proxy.workers.shares import share
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from proxy.cluster.endpoint import Endpoint
+
+log = logging.getLogger(__name__)
+
+EXCHANGE: Final = 0.1
+"""Seconds between two looks at the load, which is told if it has changed."""
+SIGN_OF_LIFE: Final = 1.0
+"""Seconds after which it is told in any case."""
+SOON: Final = 0.01
+"""Seconds that reports of calls wait for more of them."""
+MAX_REPORTS: Final = 10_000
+"""Reports that wait; what goes beyond is not told."""
+TOLD_CAUSES: Final = tuple(cause for cause in Cause if cause not in (Cause.CONNECT, Cause.REMOVED))
+"""What the parent decides; the others every worker knows by itself."""
+
+
+class Worker:
+    """Made with its first message; `run` until the parent says that it shall end, or is gone."""
+
+    def __init__(self, channel: Channel, first: Configure, sockets: Sequence[socket.socket]) -> None:
+        """`sockets`: what to listen on."""
+        self._channel = channel
+        self._loop = asyncio.get_running_loop()
+        self._settings = first.settings
+        self._workers = first.workers
+        self._sockets = sockets
+        self._cluster = Cluster(first.settings.endpoints, first.settings.ring, first.snapshot)
+        self._detector = ReportingDetector(first.settings.outlier, self._cluster, self._report)
+        self._displaced = SharedDisplacedChats(first.settings.failback, self._cluster.snapshot, self._move)
+        reactor = AsyncioReactor(self._loop)
+        self._data = DataPlane(first.settings, self._cluster, self._detector, reactor, self._displaced)
+        self._elsewhere = Elsewhere({}, 0)
+        self._ended: list[tuple[str, str, bytes, float]] = []
+        self._moved: list[Moved] = []
+        self._telling: asyncio.TimerHandle | None = None
+        self._looking: asyncio.TimerHandle | None = None
+        self._told = Load({}, 0, {}, {}, {})
+        self._told_at = 0.0
+        self._drain: asyncio.Task[None] | None = None
+        self._first = first
+
+    async def run(self) -> None:
+        """Carry calls until the end."""
+        await self._data.open(Address.parse(self._settings.listener.address), self._sockets)
+        self._take(self._first)
+        self._data.start()
+        self._channel.send(Applied(self._first.generation), must=True)
+        self._look()
+        while (message := await self._channel.receive()) is not None:
+            await self._do(message)
+        if self._drain is None:
+            log.warning("the parent is gone: draining")
+            await self._begin_to_drain()
+        for timer in (self._looking, self._telling):
+            if timer is not None:
+                timer.cancel()
+        drain = self._begin_to_drain()
+        if not drain.done():
+            log.warning("the parent is gone: running calls are cut off")
+            drain.cancel()
+        self._data.close()
+        await self._data.closed()
+        self._channel.close()
+        await self._channel.closed()
+
+    # What the parent says.
+
+    async def _do(self, message: Message) -> None:  # noqa: C901 - a branch a message
+        match message:
+            case Elsewhere():
+                self._elsewhere = message
+                self._share()
+            case Said():
+                endpoint = self._cluster.snapshot.by_id.get(message.endpoint)
+                if endpoint is not None:
+                    self._hear(endpoint, message.blocks)
+            case Answers():
+                endpoint = self._cluster.snapshot.by_id.get(message.endpoint)
+                if endpoint is not None:
+                    self._data.answers(endpoint)
+            case ManyMoved():
+                self._learn(message.chats)
+            case Quarantined():
+                self._detector.quarantine(message.key, message.until)
+            case Attentive():
+                self._detector.attend(on=message.on)
+            case Ask():
+                await self._answer(message)
+            case Configure():
+                await self._configure(message)
+            case Serve():
+                await self._serve()
+            case Drain():
+                self._begin_to_drain()
+            case _:
+                log.error("the parent said something that is not for us: %s", type(message).__name__)
+
+    async def _configure(self, message: Configure) -> None:
+        settings = message.settings
+        succession = await in_passes(self._cluster.succession(settings.endpoints, settings.ring, message.snapshot))
+        self._data.prepare(settings, succession.added)
+        self._cluster.publish(succession)
+        self._settings = settings
+        self._detector.reconfigure(settings.outlier)
+        self._data.apply(settings)
+        self._take(message)
+        self._channel.send(Applied(message.generation), must=True)
+
+    def _take(self, message: Configure) -> None:
+        self._workers = message.workers
+        for endpoint in self._cluster.snapshot:
+            self._hear(endpoint, message.said.get(endpoint.id, {}))
+        for key, until in message.quarantined.items():
+            self._detector.quarantine(key, until)
+        self._learn(message.moved)
+        self._detector.attend(on=message.attentive)
+        self._share()
+
+    def _hear(self, endpoint: Endpoint, blocks: Blocks) -> None:
+        for cause in TOLD_CAUSES:
+            why = blocks.get(cause.value)
+            if why is not None:
+                endpoint.block(cause, why)
+            else:
+                endpoint.unblock(cause)
+
+    def _learn(self, chats: Sequence[Moved]) -> None:
+        by_id = self._cluster.snapshot.by_id
+        for each in chats:
+            self._displaced.learn(each, by_id.get(each.endpoint) if each.endpoint is not None else None)
+
+    def _share(self) -> None:
+        limits = self._settings.limits
+        elsewhere = self._elsewhere.calls
+        workers = self._workers
+        for endpoint in self._cluster.snapshot:
+            endpoint.elsewhere = others = elsewhere.get(endpoint.id, 0)
+            endpoint.max_calls = share(limits.max_calls_per_endpoint, endpoint.active, others, workers)
+        forwarder = self._data.forwarder
+        forwarder.max_calls = share(limits.max_calls, forwarder.active, self._elsewhere.total, workers)
+
+    async def _serve(self) -> None:
+        try:
+            await self._data.serve()
+        except OSError as error:
+            self._channel.send(Serving(reason(error)), must=True)
+            return
+        memory.settle()
+        self._channel.send(Serving(), must=True)
+
+    async def _answer(self, ask: Ask) -> None:
+        value: Numbers | tuple[bytes, ...]
+        if ask.what == "numbers":
+            told = await self._data.numbers()
+            value = Numbers(told.values, told.histograms)
+        else:
+            value = tuple(await self._data.recent_keys())
+        self._channel.send(Answer(ask.number, value))
+
+    def _begin_to_drain(self) -> asyncio.Task[None]:
+        if self._drain is None:
+            self._drain = self._loop.create_task(self._finish(), name="drain")
+        return self._drain
+
+    async def _finish(self) -> None:
+        cut_off = await self._data.drain()
+        self._channel.send(Drained(cut_off), must=True)
+        self._channel.close()
+
+    # What the parent is told.
+
+    def _report(self, ended: tuple[str, str, bytes, float]) -> None:
+        if len(self._ended) < MAX_REPORTS:
+            self._ended.append(ended)
+            self._tell_soon()
+
+    def _move(self, moved: Moved) -> None:
+        if len(self._moved) < MAX_REPORTS:
+            self._moved.append(moved)
+            self._tell_soon()
+
+    def _tell_soon(self) -> None:
+        if self._telling is None:
+            self._telling = self._loop.call_later(SOON, self._tell)
+
+    def _tell(self) -> None:
+        self._telling = None
+        if self._ended:
+            self._channel.send(Ended(tuple(self._ended)))
+            self._ended.clear()
+        if self._moved:
+            self._channel.send(ManyMoved(tuple(self._moved)))
+            self._moved.clear()
+
+    def _look(self) -> None:
+        self._looking = self._loop.call_later(EXCHANGE, self._look)
+        load = self._load()
+        now = self._loop.time()
+        if load != self._told or now - self._told_at >= SIGN_OF_LIFE:
+            self._told, self._told_at = load, now
+            self._channel.send(load)
+
+    def _load(self) -> Load:
+        members = tuple(self._cluster.snapshot)
+        pools = {endpoint.id: self._data.pools[endpoint] for endpoint in members}
+        return Load(
+            {endpoint.id: endpoint.active for endpoint in members if endpoint.active},
+            self._data.forwarder.active,
+            {name: len(pool.connections) for name, pool in pools.items() if pool.connections},
+            {name: len(pool.waiting) for name, pool in pools.items() if pool.waiting},
+            {each.id: each.blocks[Cause.CONNECT] for each in members if each.blocked_by(Cause.CONNECT)},
+        )
+
+
+async def _run(control: int, listening: Sequence[int]) -> int:
+    channel = await Channel.open(socket.socket(fileno=control))
+    channel.send(Hello(VERSION, importlib.metadata.version("districhat")), must=True)
+    first = await channel.receive()
+    if not isinstance(first, Configure):  # the end already
+        channel.close()
+        await channel.closed()
+        return 0
+    await Worker(channel, first, [socket.socket(fileno=each) for each in listening]).run()
+    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`NAME CONTROL_FD LISTENING_FD...`: started by the parent only."""
+    # The parent alone is told to end or to reload, also when a terminal or a service manager tells everybody.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    name, control, *listening = arguments
+    logging.basicConfig(format=f"%(asctime)s %(levelname)s {name}: %(name)s: %(message)s", level=logging.INFO)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(int(control), list(map(int, listening))))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,470 @@
+"""`listener.workers`: many processes on one port that behave as one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from proxy.workers import supervisor
+from tests.integration.test_admin import admin_of, get
+from tests.integration.test_proxy_reload import Load
+from tests.integration.test_proxy_takeover import free_port
+from tests.support.grpc_server import EchoServer, channel, echo_servers, server_of
+from tests.support.polling import eventually
+from tests.support.proxy_process import PATIENCE, ProxyProcess, addresses, proxy_process, toml
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.support.grpc_server import Context, ReceivedCall
+
+pytestmark = pytest.mark.skipif(not supervisor.SUPPORTED, reason="needs Linux: SO_REUSEPORT that spreads, pidfd")
+
+UNARY = "/any.Service/Unary"
+GATED = "/any.Service/Gated"
+
+
+def config(*servers: EchoServer, workers: int = 2, **tables: Any) -> str:
+    listener = {"workers": workers, **tables.pop("listener", {})}
+    return toml(addresses(*servers), listener=listener, admin={"address": "127.0.0.1:0"}, **tables)
+
+
+def children(proxy: ProxyProcess) -> list[int]:
+    """The process ids of its workers."""
+    found = []
+    for file in Path(f"/proc/{proxy.pid}/task").glob("*/children"):
+        found += map(int, file.read_text(encoding="ascii").split())
+    return sorted(pid for pid in found if b"proxy.workers.worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+def connections(pid: int, port: int) -> int:
+    """TCP connections that process has with clients of `port`."""
+    mine = set()
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            mine.add(str(each.readlink()))
+        except OSError:
+            continue
+    count = 0
+    for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
+        fields = line.split()
+        if int(fields[1].split(":")[1], 16) == port and fields[3] == "01" and f"socket:[{fields[9]}]" in mine:
+            count += 1
+    return count
+
+
+@asynccontextmanager
+async def client_of_each(proxy: ProxyProcess) -> AsyncIterator[dict[int, grpc.aio.Channel]]:
+    """A client of each worker, by the worker's process id. The kernel chooses, so it takes a few tries."""
+    clients: dict[int, grpc.aio.Channel] = {}
+    async with AsyncExitStack() as stack:
+        while len(clients) < len(workers := children(proxy)):
+            before = {pid: connections(pid, proxy.port) for pid in workers}
+            client = await stack.enter_async_context(channel(proxy.address))
+            await client.channel_ready()
+            grown = [pid for pid in workers if connections(pid, proxy.port) > before[pid]]
+            assert len(grown) == 1
+            clients.setdefault(grown[0], client)
+        yield clients
+
+
+async def ask(client: grpc.aio.Channel, chat: str) -> str:
+    """Which server answers a call for the chat."""
+    call = client.unary_unary(UNARY)(b"body", metadata=(("x-chat-id", chat),))
+    assert await call == b"body"
+    return await server_of(call)
+
+
+async def becomes(client: grpc.aio.Channel, chat: str, server: str) -> None:
+    """Until calls for the chat are answered by that server: what is decided takes a moment to reach all workers."""
+    async with asyncio.timeout(PATIENCE):
+        while await ask(client, chat) != server:
+            pass
+
+
+async def test_two_workers_agree_on_every_owner(tmp_path: Path) -> None:
+    async with (
+        echo_servers("Server-A", "Server-B", "Server-C") as servers,
+        proxy_process(tmp_path, config(*servers)) as proxy,
+        client_of_each(proxy) as clients,
+    ):
+        assert len(clients) == 2
+        for number in range(30):
+            chat = f"chat-{number}"
+            assert {await ask(client, chat) for client in clients.values()} == {proxy.owner(chat)}
+
+
+async def test_a_killed_worker_costs_its_own_calls_alone_and_is_replaced(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+
+    async def gated(_call: ReceivedCall, context: Context) -> None:
+        await context.read()
+        await gate.wait()
+        await context.write(b"late")
+
+    async with (
+        echo_servers("Server-A") as (server,),
+        proxy_process(tmp_path, config(server)) as proxy,
+        client_of_each(proxy) as clients,
+        admin_of(proxy) as admin,
+    ):
+        server.scripts[GATED] = gated
+        calls = {pid: client.unary_unary(GATED)(b"body") for pid, client in clients.items()}
+        await eventually(lambda: server.active == 2, "a call through each")
+        victim, survivor = clients
+        os.kill(victim, signal.SIGKILL)
+        with pytest.raises(grpc.aio.AioRpcError) as lost:
+            await calls[victim]
+        assert lost.value.code() == grpc.StatusCode.UNAVAILABLE
+        await eventually(lambda: len(children(proxy)) == 2 and victim not in children(proxy), "its replacement")
+        gate.set()
+        assert await calls[survivor] == b"late"
+        assert "was ended by SIGKILL: the calls that it had are lost; it is replaced at once" in proxy.log()
+        proxy.expects("was ended by SIGKILL")
+        async with client_of_each(proxy) as again:
+            for client in again.values():
+                assert await ask(client, "chat") == "Server-A"
+        assert (await get(admin, "/api/endpoints"))["endpoints"][0]["status"] == "available"
+
+
+async def test_under_load_a_killed_worker_fails_only_calls_that_it_had(tmp_path: Path) -> None:
+    async with echo_servers("Server-A", "Server-B") as servers, proxy_process(tmp_path, config(*servers)) as proxy:
+        failed: list[grpc.StatusCode] = []
+        done = 0
+        going = True
+
+        async def client() -> None:
+            nonlocal done
+            async with channel(proxy.address) as own:
+                while going:
+                    try:
+                        await ask(own, f"chat-{done % 50}")
+                    except grpc.aio.AioRpcError as error:
+                        failed.append(error.code())
+                    done += 1
+
+        clients = [asyncio.ensure_future(client()) for _ in range(8)]
+        for _ in range(2):
+            before = done
+            await eventually(lambda before=before: done > before + 100, "calls")  # type: ignore[misc]
+            os.kill(victim := children(proxy)[0], signal.SIGKILL)
+            await eventually(lambda v=victim: len(c := children(proxy)) == 2 and v not in c, "replacement")  # type: ignore[misc]
+        before = done
+        await eventually(lambda: done > before + 100, "calls")
+        going = False
+        await asyncio.gather(*clients)
+        assert set(failed) <= {grpc.StatusCode.UNAVAILABLE}
+        assert len(failed) <= 2 * len(clients), "more calls failed than were under way"
+        proxy.expects("was ended by SIGKILL")
+
+
+async def test_sigterm_drains_every_worker(tmp_path: Path) -> None:
+    async with (
+        echo_servers("Server-A") as (server,),
+        proxy_process(tmp_path, config(server)) as proxy,
+        client_of_each(proxy) as clients,
+    ):
+        calls = []
+        for client in clients.values():
+            call: grpc.aio.StreamStreamCall[bytes, bytes] = client.stream_stream("/any.Service/Bidi")()
+            await call.write(b"one")
+            assert await call.read() == b"one"
+            calls.append(call)
+        proxy.signal(signal.SIGTERM)
+        await eventually(lambda: "draining" in proxy.log(), "the drain")
+        for call in calls:
+            await call.write(b"two")
+            assert await call.read() == b"two"
+            await call.done_writing()
+            assert await call.read() is grpc.aio.EOF
+            assert await call.code() == grpc.StatusCode.OK
+        assert await proxy.ended() == 0
+
+
+async def test_the_workers_end_with_their_parent(tmp_path: Path) -> None:
+    async with (
+        echo_servers("Server-A") as (server,),
+        proxy_process(tmp_path, config(server)) as proxy,
+        client_of_each(proxy) as clients,
+    ):
+        workers = children(proxy)
+        call: grpc.aio.StreamStreamCall[bytes, bytes] = next(iter(clients.values())).stream_stream(
+            "/any.Service/Bidi"
+        )()
+        await call.write(b"one")
+        assert await call.read() == b"one"
+        proxy.signal(signal.SIGKILL)
+        assert await proxy.ended() == -signal.SIGKILL
+        await call.write(b"two")
+        assert await call.read() == b"two", "a running call has the grace, as after SIGTERM"
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
+        await eventually(lambda: not any(map(alive, workers)), "the end of the workers")
+        proxy.killed = True
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+async def test_a_reload_reaches_every_worker(tmp_path: Path) -> None:
+    async with (
+        echo_servers("Server-A", "Server-B", "Server-C") as (a, b, c),
+        proxy_process(tmp_path, config(a, b)) as proxy,
+    ):
+        load = Load(proxy, clients=8)
+        try:
+            assert set(await load.more()) == {"Server-A", "Server-B"}
+            await proxy.reload(config(a, c))
+            assert set(await load.more()) == {"Server-A", "Server-C"}
+        finally:
+            await load.stop()
+        async with client_of_each(proxy) as clients:
+            for client in clients.values():
+                assert {await ask(client, f"chat-{number}") for number in range(20)} == {"Server-A", "Server-C"}
+            await proxy.reload(
+                config(a, c, routes=['method = "*"\nkey = { metadata = "x-other" }\nmissing_key = "reject"'])
+            )
+            for client in clients.values():
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await ask(client, "chat")
+                assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert "listener.workers: 2 -> 3: needs a restart" in await proxy.reload(config(a, c, workers=3))
+
+
+async def test_a_worker_that_comes_later_knows_what_was_said_before(tmp_path: Path) -> None:
+    async with (
+        echo_servers("Server-A", "Server-B") as servers,
+        proxy_process(tmp_path, config(*servers)) as proxy,
+        admin_of(proxy) as admin,
+    ):
+        async with admin.post("/api/endpoints/Server-A/drain", json={}) as response:
+            assert response.status == 200
+        os.kill(victim := children(proxy)[0], signal.SIGKILL)
+        await eventually(lambda: len(c := children(proxy)) == 2 and victim not in c, "replacement")
+        async with client_of_each(proxy) as clients:
+            for client in clients.values():
+                assert {await ask(client, f"chat-{number}") for number in range(20)} == {"Server-B"}
+            async with admin.post("/api/endpoints/Server-A/undrain", json={}) as response:
+                assert response.status == 200
+            for client in clients.values():
+                await becomes(client, proxy.key_of("Server-A"), "Server-A")
+        proxy.expects("was ended by SIGKILL")
+
+
+async def test_a_health_check_speaks_to_every_worker(tmp_path: Path) -> None:
+    health = {"kind": "grpc", "interval": 0.05, "unhealthy_interval": 0.05, "service": "any.Service"}
+    healthy = True
+
+    async def check(_call: ReceivedCall, context: Context) -> None:
+        await context.read()
+        await context.write(b"\x08\x01" if healthy else b"\x08\x02")
+
+    async with echo_servers("Server-A", "Server-B") as servers:
+        for server in servers:
+            server.scripts["/grpc.health.v1.Health/Check"] = check
+        async with proxy_process(tmp_path, config(*servers, health=health)) as proxy, client_of_each(proxy) as clients:
+            servers[0].scripts["/grpc.health.v1.Health/Check"] = refuse
+            chat = proxy.key_of("Server-A")
+            for client in clients.values():
+                await becomes(client, chat, "Server-B")
+            servers[0].scripts["/grpc.health.v1.Health/Check"] = check
+            for client in clients.values():
+                await becomes(client, chat, "Server-A")
+
+
+async def refuse(_call: ReceivedCall, context: Context) -> None:
+    await context.read()
+    await context.write(b"\x08\x02")
+
+
+async def test_failures_in_different_workers_eject_together(tmp_path: Path) -> None:
+    """Three failures here and two there are five in a row."""
+    outlier = {"consecutive_failures": 5, "base_ejection_time": 3600.0}
+    method = "/any.Service/Fails"
+
+    async def fail(_call: ReceivedCall, context: Context) -> None:
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "sick")
+
+    async with (
+        echo_servers("Server-A", "Server-B") as servers,
+        proxy_process(tmp_path, config(*servers, outlier=outlier)) as proxy,
+        client_of_each(proxy) as clients,
+        admin_of(proxy) as admin,
+    ):
+        servers[0].scripts[method] = fail
+        keys = [key for number in range(100) if proxy.owner(key := f"chat-{number}") == "Server-A"]
+        for index, count in enumerate((3, 2)):
+            client = list(clients.values())[index]
+            for _ in range(count):
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await client.unary_unary(method)(b"body", metadata=(("x-chat-id", keys.pop()),))
+        async with asyncio.timeout(PATIENCE):
+            while (told := (await get(admin, "/api/endpoints"))["endpoints"][0])["status"] != "ejected":
+                pass
+        assert "5 failures in a row" in told["blocks"][0]["reason"]
+        for client in clients.values():
+            await becomes(client, keys[-1], "Server-B")
+
+
+async def test_a_displaced_chat_stays_where_it_is_whichever_worker_its_calls_arrive_at(tmp_path: Path) -> None:
+    async with (
+        echo_servers("Server-A", "Server-B", "Server-C") as servers,
+        proxy_process(tmp_path, config(*servers, failback={"mode": "never"})) as proxy,
+        client_of_each(proxy) as clients,
+        admin_of(proxy) as admin,
+    ):
+        chat = proxy.key_of("Server-A")
+        first, second = clients.values()
+        async with admin.post("/api/endpoints/Server-A/drain", json={}) as response:
+            assert response.status == 200
+        substitute = proxy.walk(chat)[1]
+        await becomes(first, chat, substitute)
+
+        async with asyncio.timeout(PATIENCE):
+            while (await get(admin, f"/api/explain?key={chat}"))["verdict"] != "displaced":
+                pass
+        async with admin.post("/api/endpoints/Server-A/undrain", json={}) as response:
+            assert response.status == 200
+        others = (key for number in count() if proxy.owner(key := f"other-{number}") == "Server-A")
+        async with asyncio.timeout(PATIENCE):
+            while await ask(second, next(others)) != "Server-A":
+                pass
+        assert await ask(second, chat) == substitute
+        assert await ask(first, chat) == substitute
+
+
+async def test_the_load_of_all_workers_is_one(tmp_path: Path) -> None:
+    """Two calls here and two there are four, for the limit and for the operator."""
+    gate = asyncio.Event()
+
+    async def gated(_call: ReceivedCall, context: Context) -> None:
+        await context.read()
+        await gate.wait()
+        await context.write(b"late")
+
+    async with (
+        echo_servers("Server-A") as (server,),
+        proxy_process(tmp_path, config(server, limits={"max_calls_per_endpoint": 4})) as proxy,
+        client_of_each(proxy) as clients,
+        admin_of(proxy) as admin,
+    ):
+        server.scripts[GATED] = gated
+        calls = [client.unary_unary(GATED)(b"body") for client in clients.values() for _ in range(2)]
+        await eventually(lambda: server.active == 4, "four calls")
+
+        async with asyncio.timeout(PATIENCE):
+            while (await get(admin, "/api/endpoints"))["endpoints"][0]["active_calls"] != 4:
+                pass
+        for client in clients.values():
+            refused = 0
+            while not refused:  # until the figures of the other worker are here
+                probe = client.unary_unary(GATED)(b"body")
+                done, _ = await asyncio.wait([asyncio.ensure_future(probe.code())], timeout=0.5)
+                if done:
+                    assert await probe.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+                    refused += 1
+                else:
+                    probe.cancel()
+        gate.set()
+        assert [await call for call in calls] == [b"late"] * 4
+
+
+async def test_the_numbers_of_all_workers_are_added_up_and_those_of_a_dead_one_stay(tmp_path: Path) -> None:
+    async with (
+        echo_servers("Server-A") as (server,),
+        proxy_process(tmp_path, config(server)) as proxy,
+        client_of_each(proxy) as clients,
+        admin_of(proxy) as admin,
+    ):
+
+        async def calls() -> float:
+            async with admin.get("/metrics") as response:
+                text = await response.text()
+            lines = [line for line in text.splitlines() if line.startswith("districhat_calls_total{")]
+            return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+        for client in clients.values():
+            for _ in range(5):
+                await ask(client, "chat")
+        assert await calls() == 10
+        os.kill(victim := next(iter(clients)), signal.SIGKILL)
+        await eventually(lambda: len(c := children(proxy)) == 2 and victim not in c, "replacement")
+        assert await calls() == 10
+        proxy.expects("was ended by SIGKILL")
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1), (1, 2), (2, 3)])
+async def test_a_takeover_reaches_from_any_number_of_workers_to_any_other(
+    tmp_path: Path, before: int, after: int
+) -> None:
+    port = free_port()
+    done = 0
+    going = True
+
+    async def load() -> None:
+        nonlocal done
+        while going:
+            async with channel(f"127.0.0.1:{port}", ("grpc.enable_retries", 1)) as client:
+                for turn in range(50):
+                    await ask(client, f"chat-{turn}")
+                    done += 1
+
+    async with echo_servers("Server-A", "Server-B") as servers:
+        for name in ("first", "second"):
+            (tmp_path / name).mkdir()
+        listener = {"address": f"127.0.0.1:{port}"}
+        old = config(*servers, workers=before, listener=listener)
+        new = config(*servers, workers=after, listener=listener)
+        async with proxy_process(tmp_path / "first", old) as first:
+            first.signalled = True  # its successor ends it
+            clients = [asyncio.ensure_future(load()) for _ in range(6)]
+            try:
+                await eventually(lambda: done > 200, "calls through the first")
+                async with proxy_process(tmp_path / "second", new, arguments=("--takeover",)) as second:
+                    assert await first.ended() == 0
+                    reached = done
+                    await eventually(lambda: done > reached + 400, "calls through the second")
+                    assert len(children(second)) == (after if after > 1 else 0)
+                    going = False
+                    await asyncio.gather(*clients)
+            finally:
+                going = False
+                for client in clients:
+                    client.cancel()
+                await asyncio.gather(*clients, return_exceptions=True)
+
+
+async def test_a_port_that_another_proxy_has_is_refused_though_it_could_be_shared(tmp_path: Path) -> None:
+    async with echo_servers("Server-A") as (server,):
+        for name in ("first", "second"):
+            (tmp_path / name).mkdir()
+        async with proxy_process(tmp_path / "first", config(server)) as first:
+            with pytest.raises(AssertionError, match=r"cannot listen on .*: address already in use"):
+                async with proxy_process(
+                    tmp_path / "second", config(server, listener={"address": f"127.0.0.1:{first.port}"})
+                ):
+                    pass
+
+
+async def test_a_worker_that_is_stopped_holds_up_neither_parent_nor_drain(tmp_path: Path) -> None:
+    async with (
+        echo_servers("Server-A") as (server,),
+        proxy_process(tmp_path, config(server, listener={"drain_grace": 0.1})) as proxy,
+        client_of_each(proxy) as clients,
+    ):
+        stopped, running = clients
+        os.kill(stopped, signal.SIGSTOP)
+        assert await ask(clients[running], "chat") == "Server-A"
+        proxy.signal(signal.SIGTERM)
+        assert await proxy.ended() == 0
+        assert "did not end in time and is killed" in proxy.log()
