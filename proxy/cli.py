@@ -31,6 +31,7 @@ of a running proxy, by its [admin] address:
   districhat status                             every server at a glance
   districhat top                                rates and latencies, live
   districhat explain chat-007                   where a call would go now, and why
+  districhat plan add gpu-4=2.0                 which chats would move, before they do
   districhat drain gpu-2 --wait                 before it is stopped; districhat undrain gpu-2
 
 exit status: 0 all well, 1 something is wrong, 2 a mistake in the configuration or on the command line, 3 the proxy

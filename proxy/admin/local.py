@@ -168,6 +168,7 @@ class LocalProxy:
             active_calls=self.forwarder.active,
             latency_bounds=CALL_BOUNDS,
             endpoints=tuple(told),
+            unserved=traffic.get("", schema.Traffic()),
         )
 
     def _endpoint(
@@ -276,21 +277,22 @@ def tell_of_endpoint(told: StatsSnapshot, endpoint: Endpoint, share: float) -> N
 
 
 def traffic_of(told: StatsSnapshot) -> dict[str, schema.Traffic]:
-    """What each server has done, by its id."""
+    """What each server has done, by its id; under the empty one: calls that no server had in the end."""
     calls: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     for (_, name, status), count in told.values.get("districhat_calls_total", {}).items():
         calls[name] += int(count)
         if status != "OK":
             errors[name] += int(count)
+    times = {name: numbers for (name,), numbers in told.histograms.get("districhat_call_seconds", {}).items()}
     return {
         name: schema.Traffic(
             calls=calls[name],
             errors=errors[name],
-            latency_sum=numbers[-1],
-            latency_counts=tuple(int(count) for count in numbers[:-1]),
+            latency_sum=times[name][-1] if name in times else 0.0,
+            latency_counts=tuple(int(count) for count in times[name][:-1]) if name in times else (),
         )
-        for (name,), numbers in told.histograms.get("districhat_call_seconds", {}).items()
+        for name in calls.keys() | times.keys()
     }
 
 

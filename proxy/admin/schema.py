@@ -126,6 +126,8 @@ class Endpoints(_Body):
     latency_bounds: tuple[float, ...] = ()
     """Upper bounds, in seconds, of the buckets of `latency_counts`."""
     endpoints: tuple[Endpoint, ...]
+    unserved: Traffic = Traffic()
+    """Calls that no server had in the end: refused here, or given up before one took them."""
 
 
 class RingMember(_Model):

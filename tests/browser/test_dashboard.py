@@ -95,6 +95,11 @@ async def test_drain_moves_only_that_servers_new_calls_and_undrain_brings_them_b
 
     press(page, "Server-C", "Drain")
     page.until(lambda: status(page, "Server-C") == "draining", "the drain")
+    share = page.text('tr[data-id="Server-C"] td[data-label="Share"]')
+    chats = list(at_home.values()).count("Server-C")
+    assert page.text("#drain-plan").startswith(
+        f"Server-C owns {share} of the key space. {chats} of 24 chats seen recently are among them."
+    )
     assert page.run(_HATCHED) == ["Server-C"]
     moved = await cluster.served_by(*CHATS)
     assert {chat for chat in CHATS if moved[chat] != at_home[chat]} == {
@@ -107,6 +112,7 @@ async def test_drain_moves_only_that_servers_new_calls_and_undrain_brings_them_b
     assert await cluster.served_by(*CHATS) == at_home
     page.until(lambda: page.all('#feed li[data-type="undrained"]'), "the event")
     assert page.run(_HATCHED) == []
+    assert page.console() == []
 
 
 async def test_the_last_server_is_drained_only_if_one_insists(cluster: Cluster, page: Browser) -> None:

@@ -169,6 +169,33 @@ async def test_drained_servers_get_no_new_calls_until_undrained(proxy: ProxyProc
     assert (await districhat("undrain", "Server-C")).out == "Server-C was not drained, and is available\n"
 
 
+async def test_plan_says_beforehand_what_a_drain_moves(proxy: ProxyProcess, districhat: Command) -> None:
+    chats = [f"chat-{number:03d}" for number in range(40)]
+    before = {chat: await served_by(proxy, chat) for chat in chats}
+    ended = await districhat("plan", "remove", "Server-B", "--json")
+    assert ended.status == 0
+    told = json.loads(ended.out)
+    assert (told["recent_chats"], told["moved_chats"]) == (40, list(before.values()).count("Server-B"))
+    assert f"{told['moved_share']:.1%} of the key space would move" in (
+        (await districhat("plan", "remove", "Server-B")).out
+    )
+
+    await districhat("drain", "Server-B")
+
+    after = {chat: await served_by(proxy, chat) for chat in chats}
+    went = [after[chat] for chat in chats if after[chat] != before[chat]]
+    assert {move["target"]: move["chats"] for move in told["moves"]} == {id_: went.count(id_) for id_ in set(went)}
+
+
+async def test_plan_of_new_servers_and_weights(districhat: Command) -> None:
+    assert "Server-D" in (await districhat("plan", "add", "Server-D=2", "Server-E")).out
+    heavier = json.loads((await districhat("plan", "reweight", "Server-A=3", "--json")).out)
+    assert {move["target"] for move in heavier["moves"]} == {"Server-A"}
+    for wrong in (("remove", "nobody"), ("add", "Server-A"), ("add", "x=0")):
+        ended = await districhat("plan", *wrong)
+        assert (ended.status, ended.err.count("\n")) == (2, 1)
+
+
 async def test_the_last_server_and_an_unknown_one_are_refused_in_one_line(districhat: Command) -> None:
     await districhat("drain", "Server-A")
     await districhat("drain", "Server-B")
@@ -217,7 +244,15 @@ async def test_a_proxy_that_cannot_be_reached_is_status_3_and_one_line(capsys: C
     with socket.create_server(("127.0.0.1", 0)) as listening:
         free = f"127.0.0.1:{listening.getsockname()[1]}"
     districhat = Command(free, capsys)
-    for arguments in (("status",), ("top",), ("explain", "x"), ("drain", "a"), ("undrain", "a"), ("reload",)):
+    for arguments in (
+        ("status",),
+        ("top",),
+        ("explain", "x"),
+        ("plan", "remove", "a"),
+        ("drain", "a"),
+        ("undrain", "a"),
+        ("reload",),
+    ):
         ended = await districhat(*arguments)
         assert ended.status == 3
         assert ended.err.startswith(f"cannot reach the proxy at {free}: connection refused; ")

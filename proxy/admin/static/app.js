@@ -27,7 +27,7 @@ let asking = null; // the refresh under way
 let focused = null; // id of the server that is pointed at
 
 const ring = new Ring(byId("ring"), byId("ring-group"), focus);
-const drainDialog = new DrainDialog(refresh);
+const drainDialog = new DrainDialog(refresh, (id) => endpoints.find((each) => each.id === id)?.status);
 const table = new EndpointTable(byId("endpoints"), byId("filter"), byId("more"), {
   focus,
   drain: (id) => drainDialog.open(endpoints.find((each) => each.id === id)),

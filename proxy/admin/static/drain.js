@@ -2,26 +2,28 @@
 
 import { ProblemError, get, post } from "./api.js";
 import { colorOf } from "./colors.js";
-import { byId, element, swatch } from "./dom.js";
+import { badge, byId, element, swatch } from "./dom.js";
 import { count, percent, plural } from "./format.js";
 
 const SHOWN_MOVES = 5;
 
-function moveOf(move, sign) {
+function moveOf(move, sign, statusOf) {
   const other = sign > 0 ? move.target : move.source;
+  const status = statusOf(other);
   const chats = move.chats ? `, ${plural(move.chats, "chat")}` : "";
-  return element("li", {}, swatch(colorOf(other)), element("span", { className: "id" }, other), element("span", { className: "number" }, `${percent(move.share)}${chats}`));
+  const out = status && status !== "available" ? [badge(status)] : []; // the walk goes on past it
+  return element("li", {}, swatch(colorOf(other)), element("span", { className: "id" }, other), ...out, element("span", { className: "number" }, `${percent(move.share)}${chats}`));
 }
 
 /** What a plan says: how much moves, and where to (`sign` 1) or where from (-1). */
-function planText(plan, id, sign) {
+function planText(plan, id, sign, statusOf) {
   const recent = plan.recent_chats
     ? ` ${count(plan.moved_chats)} of ${plural(plan.recent_chats, "chat")} seen recently ${plan.moved_chats === 1 ? "is" : "are"} among them.`
     : "";
   const moves = sign > 0 ? plan.moves : plan.moves.map((move) => ({ ...move, source: move.target, target: move.source }));
   const shown = moves.slice(0, SHOWN_MOVES);
   const rest = moves.length - shown.length;
-  const list = element("ul", {}, ...shown.map((move) => moveOf(move, sign)));
+  const list = element("ul", {}, ...shown.map((move) => moveOf(move, sign, statusOf)));
   if (rest > 0) list.append(element("li", { className: "note" }, `and ${plural(rest, "more server")}`));
   return [
     element("p", {}, `${id} owns `, element("strong", {}, percent(plan.moved_share)), ` of the key space.${recent} `,
@@ -33,11 +35,13 @@ function planText(plan, id, sign) {
 export class DrainDialog {
   #dialog = byId("drain-dialog");
   #done;
+  #statusOf;
   #request = null;
 
-  /** `done()`: something has changed. */
-  constructor(done) {
+  /** `done()`: something has changed. `statusOf(id)`: how a server is now. */
+  constructor(done, statusOf) {
     this.#done = done;
+    this.#statusOf = statusOf;
     byId("drain-cancel").addEventListener("click", () => this.#dialog.close());
     this.#dialog.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -67,7 +71,7 @@ export class DrainDialog {
     const path = `/api/plan?remove=${encodeURIComponent(endpoint.id)}`;
     let plan;
     try {
-      plan = planText(await get(path), endpoint.id, sign);
+      plan = planText(await get(path), endpoint.id, sign, this.#statusOf);
     } catch (error) {
       plan = [element("p", {}, `${endpoint.id} owns ${percent(endpoint.share)} of the key space. What would move is not known: ${error.message}.`)];
     }

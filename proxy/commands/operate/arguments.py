@@ -37,6 +37,7 @@ def add(commands: Commands, add_command: AddCommand, json: argparse.ArgumentPars
     explain = command("explain", "where a call with this key would go now, and why", "it would be refused")
     explain.add_argument("key", metavar="KEY", help="a chat id")
     explain.add_argument("--hex", action="store_true", help="KEY is given in hexadecimal digits: keys are bytes")
+    _add_plan(command)
     drain = command("drain", "have new calls walk past a server; it finishes those that it has", _DRAIN_WRONG)
     drain.add_argument("id", metavar="ID", help="of the server")
     drain.add_argument("--reason", default="", metavar="TEXT", help="for the others who look at it")
@@ -48,6 +49,16 @@ def add(commands: Commands, add_command: AddCommand, json: argparse.ArgumentPars
     undrain = command("undrain", "take back a drain")
     undrain.add_argument("id", metavar="ID", help="of the server")
     command("reload", "have the proxy read its configuration again, as on SIGHUP")
+
+
+def _add_plan(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    plan = command("plan", "what a change of the servers would move, before it is made; nothing is changed")
+    plan.add_argument(
+        "change",
+        choices=("add", "remove", "reweight"),
+        help="add a server, remove one (a drain moves the same), or give one another weight",
+    )
+    plan.add_argument("ids", nargs="+", metavar="ID[=WEIGHT]", help="of the servers; the weight for add and reweight")
 
 
 _DRAIN_WRONG = "it is the last server that is available, or still had calls at the end of --timeout"
@@ -86,6 +97,10 @@ def run(arguments: argparse.Namespace) -> int:
             from proxy.commands.operate.explain import explain, key_of
 
             return explain(client, key_of(arguments.key, in_hex=arguments.hex), as_json=as_json)
+        case "plan":
+            from proxy.commands.operate.plan import plan
+
+            return plan(client, arguments.change, arguments.ids, as_json=as_json)
         case "drain":
             from proxy.commands.operate.drain import drain
 

@@ -61,7 +61,7 @@ class Sampler:
 
 
 def _all(told: schema.Endpoints) -> Traffic:
-    return total(each.traffic for each in told.endpoints)
+    return total([told.unserved, *(each.traffic for each in told.endpoints)])
 
 
 def _fields(measured: Rates) -> dict[str, float | None]:
