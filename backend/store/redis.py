@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,6 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from backend.errors import StoreError
 from backend.session import Session, Version
@@ -54,7 +54,7 @@ _SCRIPTS = {
 _APPEND, _EXTEND, _SET_REPLY, _LOAD, _END = _SCRIPTS
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Job:
     sha: str
     arguments: tuple[bytes | str | int, ...]
@@ -100,7 +100,7 @@ class RedisStore:
                 await client.script_load(script)
         except (RedisError, OSError) as error:
             await client.aclose()
-            raise StoreError(f"{address}: {error}") from error
+            raise StoreError(f"{address}: {_reason(error)}") from error
         policy = memory.get("maxmemory_policy", "noeviction")
         if memory.get("maxmemory") and policy != "noeviction":
             _log.warning("%s: maxmemory-policy %s may evict sessions; set it to noeviction", address, policy)
@@ -193,23 +193,19 @@ class RedisStore:
         return batch
 
     async def _run_batch(self, batch: list[_Job]) -> None:
-        try:
-            answers = await self._send(batch)
-        except RedisTimeoutError as error:
-            self._fail(batch, error)
-            return
-        except (RedisConnectionError, OSError) as error:
-            # Usually a connection that broke while idle, such as by a restart of Redis: once more on a new one.
-            self._fail([job for job in batch if not job.repeatable], error)
-            batch = [job for job in batch if job.repeatable]
+        answers: list[Any] = []
+        for attempt in (1, 2):
             try:
                 answers = await self._send(batch)
-            except Exception as again:  # see below
-                self._fail(batch, again)
-                return
-        except Exception as error:  # the task must outlive any batch
-            self._fail(batch, error)
-            return
+            except Exception as error:  # the task must outlive any batch
+                # A connection that broke while idle, such as by a restart of Redis, is made anew, once. Not after a
+                # timeout: whoever waits has waited long enough.
+                broken = isinstance(error, RedisConnectionError | OSError) and not isinstance(error, TimeoutError)
+                again = [job for job in batch if job.repeatable and broken and attempt == 1]
+                self._fail([job for job in batch if job not in again], error)
+                batch = again
+            else:
+                break
         for job, answer in zip(batch, answers, strict=True):
             if isinstance(answer, Exception):
                 self._fail([job], answer)
@@ -239,7 +235,17 @@ class RedisStore:
     def _fail(self, batch: list[_Job], error: Exception) -> None:
         for job in batch:
             if not job.done.done():
-                job.done.set_exception(StoreError(f"{self._address}: {error}"))
+                job.done.set_exception(StoreError(f"{self._address}: {_reason(error)}"))
+
+
+def _reason(error: BaseException) -> str:
+    """Why, in the system's words where it was the system: the library only says where it wanted to connect."""
+    cause: BaseException | None = error
+    while isinstance(cause, RedisConnectionError):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, OSError) and cause.errno:
+        return os.strerror(cause.errno)
+    return str(error) or type(error).__name__
 
 
 def _fields(message: Message) -> tuple[str, bytes, str]:

@@ -78,13 +78,15 @@ def command_environment() -> dict[str, str]:
 
 @asynccontextmanager
 async def backend_process(
-    *flags: str, store: Path | None = None
+    *flags: str, store: Path | None = None, module: tuple[str, ...] = ("-m", "backend")
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """The command on a free port, ready; and its address. Killed at the end if it is still there."""
+    """The command on a free port, ready; and its address. Killed at the end if it is still there. `module`: how the
+    interpreter is started, if not with the command itself.
+    """
     if store is not None:
         flags = (*flags, "--store", f"sqlite:///{store}")
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "backend", "--address", "127.0.0.1:0", *flags),
+        *(sys.executable, *module, "--address", "127.0.0.1:0", *flags),
         stdout=asyncio.subprocess.PIPE,
         env=command_environment(),
     )
