@@ -6,7 +6,7 @@ ARGS   ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check format serve proto docs bench bench-micro ghz bench-guard bench-faults fault chaos rolling clean
-.PHONY: conformance conformance-peers conformance-tools fuzz
+.PHONY: conformance conformance-peers conformance-tools fuzz kill hang
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,12 @@ chaos: $(VENV)/.installed-test  ## an hour of random faults under load, checked 
 
 rolling: $(VENV)/.installed-test  ## restart all servers in turn under 100,000 calls: none may fail
 	@$(BIN)/python -m tests.fault.rolling --calls 100000 $(ARGS)
+
+kill: $(VENV)/.installed-test  ## SIGKILL servers in turn at 1,000 calls/s: what fails, and how soon the first call is elsewhere
+	@$(BIN)/python -m tests.fault.outages kill $(ARGS)
+
+hang: $(VENV)/.installed-test  ## SIGSTOP servers in turn at 1,000 calls/s: how soon it is found out, and when chats are home
+	@$(BIN)/python -m tests.fault.outages hang $(ARGS)
 
 check: $(VENV)/.installed-dev  ## lint, format, types, import rules, generated code fresh
 	@$(BIN)/ruff check .
