@@ -116,6 +116,10 @@ class ProxyProcess:
         pages = int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
+    def descriptors(self) -> int:
+        """Files and sockets it has open."""
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
     def log(self) -> str:
         """Everything it wrote to stderr."""
         return self._log.read_text(encoding="utf-8")
