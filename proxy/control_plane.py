@@ -13,6 +13,7 @@ from proxy.admin.events import EventBus
 from proxy.admin.local import EndpointJournal
 from proxy.cluster.address import Address
 from proxy.cluster.outlier import OutlierDetector
+from proxy.control.cache_stats import CacheStatsPoller
 from proxy.control.health import HealthChecker
 from proxy.control.outlier_sweeper import OutlierSweeper
 from proxy.transport.slices import in_passes
@@ -72,6 +73,7 @@ class ControlPlane:
             on_success=self._passed_a_check,
             chance=reactor.random,
         )
+        self.cache_stats = CacheStatsPoller(self._asked(settings, cluster.snapshot))
 
     def speak_to(self, data_planes: DataPlanes) -> None:
         """Who is told what is decided, besides what the endpoints say. Before `start`."""
@@ -100,6 +102,7 @@ class ControlPlane:
         """Watch no more. May be called without `start`."""
         self._sweeper.stop()
         self._tls.stop()
+        await self.cache_stats.stop()
         await self._checker.stop()
 
     async def apply(self, settings: Settings) -> int:
@@ -131,6 +134,7 @@ class ControlPlane:
         self.cluster.publish(succession)
         self.detector.configure(settings.outlier, succession.weights)
         self._sweeper.interval = settings.outlier.interval
+        self.cache_stats.configure(self._asked(settings, succession.weights))
         if self._data_planes is not None:
             self._data_planes.apply(settings)
         self.events.publish("reloaded", detail=f"snapshot {self.cluster.snapshot.version}")
@@ -142,6 +146,14 @@ class ControlPlane:
             return {}
         secured = {each.id for each in settings.endpoints if (each.tls if each.check_tls is None else each.check_tls)}
         return {each.id: tls.of(each) for each in endpoints if each.id in secured}
+
+    def _asked(self, settings: Settings, endpoints: Iterable[Endpoint]) -> dict[Endpoint, EndpointTls | None]:
+        """Who is asked for cache statistics: nobody if that is switched off."""
+        if not settings.admin.cache_stats:
+            return {}
+        tls = self._tls.upstream
+        secured = {each.id for each in settings.endpoints if each.tls}
+        return {each: tls.of(each) if tls is not None and each.id in secured else None for each in endpoints}
 
     def _watch(self, endpoints: Iterable[Endpoint]) -> None:
         for endpoint in endpoints:

@@ -76,6 +76,7 @@ class Proxy:
             self.data.numbers,
             self.data.recent_keys,
             self.control.check_results,
+            self.control.cache_stats,
         )
         self.admin = AdminServer(self.admin_port, settings.admin, views)
 

@@ -19,6 +19,7 @@ from proxy.balancing.ring import RingSnapshot
 from proxy.cluster.cluster import Cluster
 from proxy.cluster.endpoint import Cause, Endpoint
 from proxy.cluster.health import Sign
+from proxy.control.cache_stats import CacheStatsPoller
 from proxy.forwarding.explain import Deciding, Explanation, Verdict, explain
 from proxy.forwarding.stats import CALL_BOUNDS, StatsSnapshot
 
@@ -130,6 +131,7 @@ class LocalProxy:
     """See `AdminPort.recent_keys`."""
     check_results: Mapping[tuple[str, Sign], int]
     """Health checks, by endpoint and what they gave."""
+    cache_stats: CacheStatsPoller
 
     def not_ready(self) -> str:
         """See `AdminPort`."""
@@ -157,6 +159,7 @@ class LocalProxy:
         snapshot = self.cluster.snapshot
         view = await self.views.of(snapshot.ring)
         traffic = traffic_of(await self.gathering())
+        self.cache_stats.want()
         told = [
             self._endpoint(snapshot.by_id[node.id], node.vnodes, view.shares[index], traffic)
             async for index, node in sliced(enumerate(snapshot.ring.nodes))
@@ -175,6 +178,7 @@ class LocalProxy:
         self, endpoint: Endpoint, virtual_nodes: int, share: float, traffic: Mapping[str, schema.Traffic]
     ) -> schema.Endpoint:
         pool = self.pools.get(endpoint)
+        cache = self.cache_stats.latest(endpoint)
         return schema.Endpoint(
             id=endpoint.id,
             address=str(endpoint.address),
@@ -188,6 +192,7 @@ class LocalProxy:
             connections=len(pool.connections) if pool else 0,
             waiting_calls=len(pool.waiting) if pool else 0,
             traffic=traffic.get(endpoint.id, schema.Traffic()),
+            cache=schema.CacheStats(**cache._asdict()) if cache is not None else None,
         )
 
     async def statistics(self) -> StatsSnapshot:

@@ -28,6 +28,9 @@ class AdminSettings(BaseModel):
     """Further names that a browser may reach the port by (the Host header, without port), where no token is set. The
     address itself and localhost always are; all others are refused, as that is how a web page would reach it by DNS
     rebinding."""
+    cache_stats: bool = True
+    """Ask the servers for their cache statistics (`chat.ChatService/GetCacheStats`, which reference servers have) while
+    somebody looks at them. Others are asked once a minute at most, and say that they do not know it."""
     max_watchers: int = Field(default=64, ge=1, le=10_000)
     """Streams of events open at the same time; more are refused."""
 

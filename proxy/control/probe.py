@@ -7,8 +7,6 @@ A channel lives only as long as the checks on it are answered. grpcio's own reco
 in its back-off fails without having tried, and would see a server's return late; and a connection that a partition has
 cut revives only when the kernel retransmits, which after an hour's silence takes minutes. (Envoy, too, closes a health
 check's connection when the check times out.)
-
-Over TLS, grpcio verifies a server by its name. Where servers are known by identities instead, `TlsRelay` does.
 """
 
 from __future__ import annotations
@@ -25,10 +23,10 @@ from grpc_health.v1 import health_pb2
 
 from proxy.cluster.address import Address
 from proxy.cluster.health import Sign
+from proxy.control.channel import EndpointChannel
 from proxy.control.settings import HealthSettings, Kind
-from proxy.control.tls_relay import TlsRelay
 from proxy.transport.reactor import connection, reason
-from proxy.transport.tls import EndpointTls, Pem
+from proxy.transport.tls import EndpointTls
 
 MAX_REASON: Final = 100
 """Characters of a server's own words that are passed on; a page of HTML should not fill the log."""
@@ -71,12 +69,8 @@ class Probe:
         self._address = address
         self._settings = settings
         self._tls = tls
-        self._pem: Pem | None = None
-        """What the channel's credentials were made of."""
-        self._relay: TlsRelay | None = None
-        """Of the channel, where servers are known by their identities."""
+        self._channel = EndpointChannel(address, tls, settings.timeout, "districhat-health")
         self._request = health_pb2.HealthCheckRequest(service=settings.service).SerializeToString()
-        self._channel: grpc.aio.Channel | None = None
         self._found: Kind = _FIRST
         """What `auto` has come to."""
 
@@ -117,7 +111,7 @@ class Probe:
     async def _ask(self, kind: Kind) -> Answer:
         """Raises _NotThereError; not for `tcp`."""
         if kind == "tcp":
-            await self._disconnect()
+            await self._channel.close()
             return await self._tcp()
         return await (self._chat() if kind == "chat" else self._grpc())
 
@@ -141,7 +135,7 @@ class Probe:
         return Answer(Sign.PASSED) if response.healthy else Answer(Sign.REFUSED, "says that it is not healthy")
 
     async def _call(self, method: str, request: bytes) -> bytes:
-        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = (await self._connected()).unary_unary(method)
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = (await self._channel.connected()).unary_unary(method)
         return await call(request, timeout=self._settings.timeout)
 
     async def _tcp(self) -> Answer:
@@ -165,7 +159,7 @@ class Probe:
         closed. Raises AioRpcError if it cannot be watched, or not any longer.
         """
         try:
-            channel = await self._connected()
+            channel = await self._channel.connected()
         except (OSError, ValueError):
             return  # the next check says why
         start: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_WATCH)
@@ -181,51 +175,15 @@ class Probe:
         afresh.
         """
         self._found = _FIRST
-        await self._disconnect()
-
-    async def _disconnect(self) -> None:
-        channel, self._channel = self._channel, None
-        relay, self._relay = self._relay, None
-        if channel is not None:
-            await channel.close()
-        if relay is not None:
-            await relay.close()
-
-    async def _connected(self) -> grpc.aio.Channel:
-        tls = self._tls
-        if tls is not None and tls.tls.pem is not self._pem:
-            await self._disconnect()  # the certificates have changed
-        if self._channel is None:
-            options: list[tuple[str, int | str]] = [
-                ("grpc.use_local_subchannel_pool", 1),  # or a fresh channel would inherit the back-off of the old
-                ("grpc.min_reconnect_backoff_ms", max(100, int(self._settings.timeout * 1000))),  # limit of a connect
-                ("grpc.enable_retries", 0),
-                ("grpc.enable_http_proxy", 0),
-                ("grpc.service_config_disable_resolution", 1),  # a TXT look-up for each connect
-                ("grpc.max_receive_message_length", 65_536),
-                ("grpc.primary_user_agent", "districhat-health"),
-            ]
-            target = str(self._address) if self._address.path else f"dns:///{self._address}"
-            if tls is None:
-                self._channel = grpc.aio.insecure_channel(target, options=options)
-                return self._channel
-            pem = self._pem = tls.tls.pem
-            if tls.tls.by_identity:
-                self._relay = await TlsRelay.open(self._address, tls)
-                self._channel = grpc.aio.insecure_channel(self._relay.target, options=options)
-            else:
-                options.append(("grpc.ssl_target_name_override", tls.server_name))
-                credentials = grpc.ssl_channel_credentials(pem.ca, pem.key, pem.chain)
-                self._channel = grpc.aio.secure_channel(target, credentials, options=options)
-        return self._channel
+        await self._channel.close()
 
     def _failure(self, error: grpc.aio.AioRpcError) -> Answer:
         if error.code() in NOT_THERE:
             raise _NotThereError(self._words(error)) from error
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return self._too_late()
-        if self._relay is not None and self._relay.why:
-            return Answer(Sign.FAILED, self._relay.why[:MAX_REASON])
+        if self._channel.objection:
+            return Answer(Sign.FAILED, self._channel.objection[:MAX_REASON])
         return Answer(Sign.FAILED, self._words(error))
 
     def _too_late(self) -> Answer:

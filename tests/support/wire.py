@@ -326,7 +326,7 @@ class World:
         self._sequence = count()
         self._transports: list[MemoryTransport] = []
         self._peers: list[Peer] = []
-        self.settings = Settings.model_validate({"endpoints": endpoints("A", "B", "C"), **settings})
+        self.settings = Settings.model_validate({**_IN_MEMORY, **settings})
         self.whole = Proxy(self.settings, self)
         self.proxy = self.whole.data
         self.control = self.whole.control
@@ -397,7 +397,7 @@ class World:
 
     def reload(self, **settings: object) -> None:
         """Go on by other settings, as `ControlPlane.apply` does; what is not given has its default."""
-        self.settings = Settings.model_validate({"endpoints": endpoints("A", "B", "C"), **settings})
+        self.settings = Settings.model_validate({**_IN_MEMORY, **settings})
         cluster = self.proxy.cluster
         succession = at_once(cluster.succession(self.settings.endpoints, self.settings.ring))
         self.control.prepare(self.settings, succession)
@@ -512,6 +512,10 @@ def address_of(name: str) -> str:
 def endpoints(*names: str) -> list[dict[str, str]]:
     """Settings of endpoints `A`, `B`, ... with an address each."""
     return [{"id": name, "address": address_of(name)} for name in names]
+
+
+_IN_MEMORY: dict[str, object] = {"endpoints": endpoints("A", "B", "C"), "admin": {"cache_stats": False}}
+"""What a world is like unless told otherwise; nobody may be asked who is not in memory."""
 
 
 def message(chat: str = "chat-000", text: str = "hello") -> bytes:
