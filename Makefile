@@ -6,7 +6,7 @@ ARGS   ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check format serve proto docs bench bench-micro ghz bench-guard bench-faults fault chaos rolling clean
-.PHONY: conformance conformance-peers conformance-tools fuzz kill hang
+.PHONY: conformance conformance-peers conformance-tools fuzz kill hang bench-scale
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -116,6 +116,9 @@ ghz: $(VENV)/.installed-test  ## ghz (grpc-go) through the proxy to three refere
 
 bench-guard: $(VENV)/.installed-test  ## count the bytecodes of a call against bench/guard.json (ARGS=--write: new budgets)
 	@$(BIN)/python -m bench.guard $(ARGS)
+
+bench-scale: $(VENV)/.installed-test  ## bytes per connection, stream and server; garbage collector; a second worker
+	@$(BIN)/python -m bench.scale $(ARGS)
 
 bench-faults: $(VENV)/.installed-peers  ## servers restarted, killed, hung: ours beside Envoy, HAProxy and nginx
 	@$(BIN)/python -m bench.faults $(ARGS)

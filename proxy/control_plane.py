@@ -38,8 +38,8 @@ class DataPlanes(Protocol):
     def answers(self, endpoint: Endpoint) -> None:
         """`endpoint` has just been seen to answer: do not wait with connecting to it."""
 
-    def said(self, endpoint: Endpoint) -> None:
-        """Something is said against `endpoint`, or no more."""
+    def said(self, endpoint: Endpoint, cause: Cause) -> None:
+        """`cause` speaks against `endpoint` now, or no more."""
 
     def prepare(self, settings: Settings, added: Iterable[Endpoint]) -> None:
         """These endpoints are about to be published."""
@@ -162,7 +162,7 @@ class ControlPlane:
     def _said(self, endpoint: Endpoint, cause: Cause) -> None:
         self.journal.note(endpoint, cause)
         if self._data_planes is not None:
-            self._data_planes.said(endpoint)
+            self._data_planes.said(endpoint, cause)
 
     def _passed_a_check(self, endpoint: Endpoint) -> None:
         if self.detector.checked_healthy(endpoint):

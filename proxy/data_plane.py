@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from proxy.cluster.address import Address
     from proxy.cluster.cluster import Cluster
-    from proxy.cluster.endpoint import Endpoint
+    from proxy.cluster.endpoint import Cause, Endpoint
     from proxy.cluster.outlier import OutlierDetector
     from proxy.settings import Settings
     from proxy.transport.reactor import Handle, Reactor
@@ -144,8 +144,8 @@ class DataPlane:
         """`endpoint` has just been seen to answer: do not wait with connecting to it."""
         self.pools[endpoint].try_now()
 
-    def said(self, endpoint: Endpoint) -> None:
-        """Something is said against `endpoint`, or no more: it is our endpoint, so we know."""
+    def said(self, endpoint: Endpoint, cause: Cause) -> None:
+        """`cause` speaks against `endpoint` now, or no more: it is our endpoint, so we know."""
 
     # A new configuration.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import resource
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -197,6 +199,13 @@ async def _run(settings: Settings, config_file: Path | None, *, take_over: bool)
     return 0
 
 
+def _raise_file_limit() -> None:
+    """A connection is a file, and the soft limit is often 1,024 for the sake of programs that use select(2)."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # systems with a hard limit that they do not mean
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def serve(settings: Settings, config_file: Path | None = None, *, take_over: bool = False) -> int:
     """Run the proxy until SIGTERM, SIGINT or a successor that takes its port, then drain it. Prints one line on stdout
     when it listens. `config_file`: where `settings` came from, to be read again on SIGHUP (None: the environment
@@ -205,5 +214,6 @@ def serve(settings: Settings, config_file: Path | None = None, *, take_over: boo
     Returns 0, also if calls had to be cut off at the end of the grace. Raises ConfigError if the port is taken.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    _raise_file_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(settings, config_file, take_over=take_over))

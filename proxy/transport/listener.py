@@ -57,6 +57,7 @@ class Listener:
         self._servers: list[asyncio.Server | TlsServer] = []
         self._empty = asyncio.Event()
         self._empty.set()
+        self._accepting = True
         self._draining = False
         self._cut_off = 0
 
@@ -99,6 +100,13 @@ class Listener:
         self.sweeper.start()
         for server in self._servers:
             await server.start_serving()
+
+    def stop_accepting(self) -> None:
+        """Take no more connections; those that are here go on. May be called twice."""
+        if self._accepting:
+            self._accepting = False
+            for server in self._servers:
+                server.close()
 
     @property
     def sockets(self) -> list[int]:
@@ -189,8 +197,7 @@ class Listener:
         Calls that last longer end with UNAVAILABLE. Returns how many they were. Call it once.
         """
         self._draining = True
-        for server in self._servers:
-            server.close()
+        self.stop_accepting()
         for connection in self.connections:
             connection.start_drain()
         timers = (

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+from proxy.cluster.endpoint import Cause
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -16,8 +18,11 @@ if TYPE_CHECKING:
 
 VERSION: Final = 1
 
+LOCAL_CAUSES: Final = frozenset({Cause.CONNECT, Cause.REMOVED})
+"""What every worker finds out by itself; the rest it is told."""
+
 Blocks: TypeAlias = "Mapping[str, str]"
-"""Cause (by value) -> reason, for one server; without `connect`, which each worker finds out by itself."""
+"""Cause (by value) -> reason, for one server; without `LOCAL_CAUSES`."""
 
 
 # From the parent.
@@ -25,7 +30,7 @@ Blocks: TypeAlias = "Mapping[str, str]"
 
 @dataclass(frozen=True, slots=True)
 class Configure:
-    """The first message, and whenever settings change or a worker has missed something: all there is to know."""
+    """The first message, and whenever settings change or a worker has missed something: what holds now."""
 
     generation: int
     """Counts these messages; answered by `Applied`."""
@@ -38,6 +43,7 @@ class Configure:
     """By the server's id. Those that are not mentioned have nothing against them."""
     quarantined: Mapping[bytes, float]
     moved: tuple[Moved, ...]
+    """Besides those that it knows already."""
     attentive: bool
     """See `Attentive`."""
 
@@ -96,6 +102,13 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class StopAccepting:
+    """Take no more clients; answered by `Stopped`. Only when none does may any worker `Drain`: a client that is sent
+    away by one must not come to the next, and be sent away again.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Finish the running calls, take no new ones, and end."""
 
@@ -124,6 +137,11 @@ class Serving:
     """Clients are accepted. `problem`: or they cannot be, for this reason."""
 
     problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """No more clients are accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +219,12 @@ Message: TypeAlias = (
     | Elsewhere
     | Ask
     | Answer
+    | StopAccepting
     | Drain
     | Hello
     | Applied
     | Serving
+    | Stopped
     | Load
     | Ended
     | Drained

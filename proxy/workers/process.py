@@ -35,20 +35,21 @@ class WorkerProcess:
         self.generation = 0
         """Of the settings that it carries calls by; 0: not yet."""
         self.serving = False
+        self.stopped = False
+        """It accepts nobody any more."""
         self.seen_at = 0.0
         """When it was last heard."""
-        self.born_at = asyncio.get_running_loop().time()
         self._process = process
 
     @classmethod
     async def start(
         cls, number: int, sockets: Sequence[socket.socket], on_caught_up: Callable[[WorkerProcess], None]
     ) -> WorkerProcess:
-        """Start one that listens on these, which it inherits. `on_caught_up`: see `Channel`."""
+        """Start one that listens on these, which it inherits. `on_caught_up`: see `Channel`. Raises OSError."""
         ours, theirs = socket.socketpair()
         descriptors = [theirs.fileno(), *(each.fileno() for each in sockets)]
         command = [sys.executable, *(f"-W{each}" for each in sys.warnoptions), "-m", "proxy.workers.worker"]
-        with theirs:
+        try:
             process = subprocess.Popen(  # noqa: ASYNC220, S603 - ourselves; vfork and exec take milliseconds
                 [*command, f"worker-{number}", *map(str, descriptors)],
                 pass_fds=descriptors,
@@ -56,6 +57,11 @@ class WorkerProcess:
                 stdout=subprocess.DEVNULL,  # whoever reads ours waits for our end, not for theirs
                 start_new_session=True,  # what a terminal sends to all, it shall not get
             )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         ours.setblocking(False)  # noqa: FBT003 - the standard library's
         holder: list[WorkerProcess] = []
         channel = await Channel.open(ours, lambda: on_caught_up(holder[0]))

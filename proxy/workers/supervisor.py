@@ -8,6 +8,7 @@ worker that is not heard of for long is killed: a worker that hangs holds its cl
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -21,6 +22,7 @@ from proxy.forwarding.stats import StatsSnapshot
 from proxy.transport.tls import Tls
 from proxy.workers import sockets as ports
 from proxy.workers.messages import (
+    LOCAL_CAUSES,
     VERSION,
     Answer,
     Answers,
@@ -42,6 +44,8 @@ from proxy.workers.messages import (
     Said,
     Serve,
     Serving,
+    StopAccepting,
+    Stopped,
 )
 from proxy.workers.process import IDLE, WorkerProcess, why_ended
 
@@ -57,7 +61,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SUPPORTED: Final = sys.platform == "linux"
+SUPPORTED: Final = sys.platform == "linux" and hasattr(os, "pidfd_open")
 EXCHANGE: Final = 0.1
 """Seconds between two exchanges of load figures."""
 START_TIMEOUT: Final = 60.0
@@ -73,6 +77,8 @@ MAX_BACKOFF: Final = 10.0
 """Seconds before a worker is started again that crashed young: first this, doubled up to that."""
 ASK_TIMEOUT: Final = 2.0
 """Seconds that a worker has to answer a question; those that do not are left out."""
+STOP_TIMEOUT: Final = 1.0
+"""Seconds that the workers have to stop accepting, before they drain."""
 LAST_GRACE: Final = 5.0
 """Seconds beyond the grace of a drain after which workers are killed."""
 
@@ -131,7 +137,7 @@ class Supervisor:
     async def open(self, address: Address, inherited: Sequence[socket.socket] = ()) -> Address:
         """Take the port. See `Listener.open`."""
         if not SUPPORTED:
-            raise ConfigError(["listener.workers: more than one needs Linux"])
+            raise ConfigError(["listener.workers: more than one needs Linux, 5.3 or newer"])
         self._sockets = ports.deal(inherited, self._count) if inherited else ports.bind(address, self._count)
         if address.path:
             return address
@@ -187,8 +193,15 @@ class Supervisor:
         """
         self._draining.set()
         for worker in self.workers.values():
-            worker.channel.send(Drain(), must=True)
+            worker.channel.send(StopAccepting(), must=True)
         ports.close(self._sockets)
+        with contextlib.suppress(TimeoutError):  # one that hangs accepts nobody
+            async with asyncio.timeout(STOP_TIMEOUT):
+                while not all(worker.stopped for worker in self.workers.values()):
+                    self._changed.clear()
+                    await self._changed.wait()
+        for worker in self.workers.values():
+            worker.channel.send(Drain(), must=True)
         if self._keepers:
             patience = self.settings.listener.drain_grace + LAST_GRACE
             await asyncio.wait(self._keepers, timeout=patience)
@@ -260,21 +273,15 @@ class Supervisor:
         crashes = 0
         loop = asyncio.get_running_loop()
         while not self._draining.is_set():
-            worker = await WorkerProcess.start(number, self._sockets[number], self._configure)
-            self.workers[number] = worker
-            try:
-                status = await self._accompany(worker)
-            finally:
-                del self.workers[number]
-                self._past.merge(counters_of(worker.numbers))
-                self._changed.set()
+            born_at = loop.time()
+            why = await self._have(number)
             if self._draining.is_set():
                 return
-            why = f"{worker} {why_ended(status)}"
             if not self._serving:
                 self._problem = ConfigError([f"listener.workers: {why} before it was ready"])
+                self._changed.set()
                 return
-            if loop.time() - worker.born_at >= OLD_AGE:
+            if loop.time() - born_at >= OLD_AGE:
                 crashes = 0
             pause = min(MAX_BACKOFF, BACKOFF * 2.0 ** (crashes - 1)) if crashes else 0.0
             crashes += 1
@@ -283,6 +290,21 @@ class Supervisor:
             log.error("%s: the calls that it had are lost; it is replaced %s", why, when)
             self._tell("worker_replaced", why)
             await asyncio.sleep(pause)
+
+    async def _have(self, number: int) -> str:
+        """Have a worker with this number. Returns what has become of it, once it is no more."""
+        try:
+            worker = await WorkerProcess.start(number, self._sockets[number], self._tell_all)
+        except OSError as error:
+            return f"worker {number} could not be started ({error.strerror})"
+        self.workers[number] = worker
+        try:
+            status = await self._accompany(worker)
+        finally:
+            del self.workers[number]
+            self._past.merge(counters_of(worker.numbers))
+            self._changed.set()
+        return f"{worker} {why_ended(status)}"
 
     async def _accompany(self, worker: WorkerProcess) -> int:
         """Hear what it says until it has ended. Returns its exit status."""
@@ -311,7 +333,7 @@ class Supervisor:
             case Ended():
                 self._judge(message)
             case ManyMoved():
-                self._move(worker, message)
+                self._move(message)
             case Hello():
                 self._greet(worker, message)
             case Applied():
@@ -323,6 +345,11 @@ class Supervisor:
                 worker.serving = not message.problem
                 if message.problem:
                     self._problem = OSError(message.problem)
+                elif self.replaced:
+                    log.info("%s is ready", worker)
+                self._changed.set()
+            case Stopped():
+                worker.stopped = True
                 self._changed.set()
             case Answer():
                 asked = self._answers.get(message.number)
@@ -335,7 +362,7 @@ class Supervisor:
 
     def _greet(self, worker: WorkerProcess, hello: Hello) -> None:
         if hello.version == VERSION:
-            self._configure(worker)
+            self._tell_all(worker)
         else:
             log.error(
                 "%s is of another version (%s) than this process: the program was upgraded; replace this process "
@@ -353,9 +380,9 @@ class Supervisor:
             if endpoint.id in worker.load.unreachable:
                 worker.channel.send(Answers(endpoint.id))
 
-    def said(self, endpoint: Endpoint) -> None:
-        """Something is said against `endpoint`, or no more."""
-        if self.cluster.snapshot.by_id.get(endpoint.id) is endpoint:
+    def said(self, endpoint: Endpoint, cause: Cause) -> None:
+        """`cause` speaks against `endpoint` now, or no more."""
+        if cause not in LOCAL_CAUSES and self.cluster.snapshot.by_id.get(endpoint.id) is endpoint:
             self._send(Said(endpoint.id, _blocks(endpoint)))
 
     def prepare(self, settings: Settings, added: Iterable[Endpoint]) -> None:
@@ -369,7 +396,8 @@ class Supervisor:
         self.displaced.configure(settings.failback, self.cluster.snapshot, now)
         self._set_limits()
         for worker in self.workers.values():
-            self._configure(worker)
+            if worker.generation:  # others are told when they have said hello
+                self._configure(worker, ())
 
     async def applied(self) -> None:
         """Returns when every worker carries calls by what was applied; those that do not within a time are logged."""
@@ -381,8 +409,12 @@ class Supervisor:
         except TimeoutError:
             log.error("not applied within %g s by %s", APPLY_TIMEOUT, ", ".join(map(str, late)))  # noqa: TRY400
 
-    def _configure(self, worker: WorkerProcess) -> None:
-        """Tell it everything."""
+    def _tell_all(self, worker: WorkerProcess) -> None:
+        """Tell it everything there is to know."""
+        chats = self.displaced.chats.items()
+        self._configure(worker, tuple(Moved(key, endpoint.id, at) for key, (endpoint, at) in chats))
+
+    def _configure(self, worker: WorkerProcess, moved: tuple[Moved, ...]) -> None:
         snapshot = self.cluster.snapshot
         configure = Configure(
             self._generation,
@@ -391,7 +423,7 @@ class Supervisor:
             self._count,
             {endpoint.id: blocks for endpoint in snapshot if (blocks := _blocks(endpoint))},
             dict(self.detector.quarantined),
-            tuple(Moved(key, endpoint.id, at) for key, (endpoint, at) in self.displaced.chats.items()),
+            moved,
             self._attentive,
         )
         worker.elsewhere = None
@@ -401,9 +433,9 @@ class Supervisor:
         for endpoint in self.cluster.snapshot:
             endpoint.max_calls = self.settings.limits.max_calls_per_endpoint
 
-    def _send(self, message: Message, *, besides: WorkerProcess | None = None) -> None:
+    def _send(self, message: Message) -> None:
         for worker in self.workers.values():
-            if worker is not besides and worker.generation:
+            if worker.generation:
                 worker.channel.send(message)
 
     # What the workers see.
@@ -433,7 +465,7 @@ class Supervisor:
     def _quarantined(self, key: bytes, until: float) -> None:
         self._send(Quarantined(key, until))
 
-    def _move(self, worker: WorkerProcess, message: ManyMoved) -> None:
+    def _move(self, message: ManyMoved) -> None:
         by_id = self.cluster.snapshot.by_id
         for moved in message.chats:
             endpoint = by_id.get(moved.endpoint) if moved.endpoint is not None else None
@@ -441,7 +473,8 @@ class Supervisor:
                 self.displaced.served(moved.key, endpoint, moved.at)
             else:
                 self.displaced.came_home(moved.key)
-        self._send(message, besides=worker)
+        # Also to whom it comes from: two that say different things at the same time must end with the same.
+        self._send(message)
 
     def _exchange(self) -> None:
         """Add up what the workers have to do, and tell each what the others have."""
@@ -495,4 +528,4 @@ def added_up(figures: Iterable[Mapping[str, int]]) -> dict[str, int]:
 def _blocks(endpoint: Endpoint) -> Blocks:
     """What the workers cannot know by themselves."""
     blocks = endpoint.blocks.items()
-    return {cause.value: why for cause, why in blocks if cause not in (Cause.CONNECT, Cause.REMOVED)}
+    return {cause.value: why for cause, why in blocks if cause not in LOCAL_CAUSES}

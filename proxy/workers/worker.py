@@ -20,11 +20,13 @@ from proxy.cluster.address import Address
 from proxy.cluster.cluster import Cluster
 from proxy.cluster.endpoint import Cause
 from proxy.data_plane import DataPlane
+from proxy.errors import ConfigError
 from proxy.transport.reactor import AsyncioReactor, reason
 from proxy.transport.slices import in_passes
 from proxy.workers.channel import Channel
 from proxy.workers.memories import ReportingDetector, SharedDisplacedChats
 from proxy.workers.messages import (
+    LOCAL_CAUSES,
     VERSION,
     Answer,
     Answers,
@@ -47,6 +49,8 @@ from proxy.workers.messages import (
     Said,
     Serve,
     Serving,
+    StopAccepting,
+    Stopped,
 )
 from proxy.workers.shares import share
 
@@ -65,8 +69,6 @@ SOON: Final = 0.01
 """Seconds that reports of calls wait for more of them."""
 MAX_REPORTS: Final = 10_000
 """Reports that wait; what goes beyond is not told."""
-TOLD_CAUSES: Final = tuple(cause for cause in Cause if cause not in (Cause.CONNECT, Cause.REMOVED))
-"""What the parent decides; the others every worker knows by itself."""
 
 
 class Worker:
@@ -145,6 +147,9 @@ class Worker:
                 await self._configure(message)
             case Serve():
                 await self._serve()
+            case StopAccepting():
+                self._data.listener.stop_accepting()
+                self._channel.send(Stopped(), must=True)
             case Drain():
                 self._begin_to_drain()
             case _:
@@ -172,11 +177,10 @@ class Worker:
         self._share()
 
     def _hear(self, endpoint: Endpoint, blocks: Blocks) -> None:
-        for cause in TOLD_CAUSES:
-            why = blocks.get(cause.value)
-            if why is not None:
-                endpoint.block(cause, why)
-            else:
+        for name, why in blocks.items():
+            endpoint.block(Cause(name), why)
+        for cause in tuple(endpoint.blocks):  # only then, so that it does not seem available between the two
+            if cause.value not in blocks and cause not in LOCAL_CAUSES:
                 endpoint.unblock(cause)
 
     def _learn(self, chats: Sequence[Moved]) -> None:
@@ -286,8 +290,13 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     name, control, *listening = arguments
     logging.basicConfig(format=f"%(asctime)s %(levelname)s {name}: %(name)s: %(message)s", level=logging.INFO)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(int(control), list(map(int, listening))))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_run(int(control), list(map(int, listening))))
+    except ConfigError as error:  # a file that was good when the parent looked
+        for problem in error.problems:
+            log.error("%s", problem)  # noqa: TRY400 - the operator's, not ours: no traceback
+        return 2
 
 
 if __name__ == "__main__":
