@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from bench.report import Summary
 
-_CEILING = 6.0
+_CEILING = 4.0
 """Bars are cut off here; their number stands above them."""
 
 
@@ -36,11 +36,11 @@ def draw(path: Path, summaries: Sequence[Summary], ours: str, subtitle: str) -> 
             if summary is not None:
                 places.append(place + (number - (len(peers) - 1) / 2) * width)
                 heights.append(min(_CEILING, summary.cpu_us / good[scenario, ours].cpu_us))
-                labels.append(f"{summary.cpu_us:.3g}")
+                labels.append(f"{summary.cpu_us:.0f}" if summary.cpu_us >= 100 else f"{summary.cpu_us:.1f}")
         bars = axes.bar(places, heights, width, label=peer)
         axes.bar_label(bars, labels, fontsize=6, rotation=90, padding=2)
     axes.axhline(1.0, color="black", linewidth=0.7)
-    axes.set_ylim(0, _CEILING + 0.8)
+    axes.set_ylim(0, _CEILING + 0.6)
     axes.set_xticks(range(len(scenarios)), [f"{name}\nus/{_unit(summaries, name)}" for name in scenarios], fontsize=7)
     axes.set_ylabel(f"CPU, {ours} = 1")
     axes.set_title(f"CPU of the proxy, lower is better\n{subtitle}", fontsize=8)

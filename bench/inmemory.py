@@ -9,7 +9,7 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from tests.support.wire import World, message
+from tests.support.wire import World, feed, message
 
 if TYPE_CHECKING:
     import asyncio
@@ -37,7 +37,7 @@ class _TimedWorld(World):
         callback()
         self.seconds += perf_counter() - start
 
-    def join(self, protocol: asyncio.Protocol, peer: Peer) -> None:
+    def join(self, protocol: asyncio.BaseProtocol, peer: Peer) -> None:
         """Connect a protocol of the proxy with a peer."""
         super().join(protocol, peer)
         peer.transport.peer.protocol = _Timed(self, protocol)  # type: ignore[assignment]  # has what is asked of it
@@ -46,14 +46,14 @@ class _TimedWorld(World):
 class _Timed:
     """A protocol of the proxy, with a clock at its door."""
 
-    def __init__(self, world: _TimedWorld, protocol: asyncio.Protocol) -> None:
+    def __init__(self, world: _TimedWorld, protocol: asyncio.BaseProtocol) -> None:
         self._world = world
-        self._receive = protocol.data_received
+        self._protocol = protocol
         self.connection_lost = protocol.connection_lost
 
     def data_received(self, data: bytes) -> None:
         start = perf_counter()
-        self._receive(data)
+        feed(self._protocol, data)
         self._world.seconds += perf_counter() - start
 
 

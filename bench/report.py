@@ -212,7 +212,11 @@ def markdown(
     if missed:
         verdict += f" Missed: {', '.join(missed)}."
     made_on = (machine["cpu"], machine["kernel"], f"Python {machine['python']}", machine["packages"])
-    return "\n".join([*lines, "", about, "", verdict, "", f"{'; '.join((*made_on, machine['programs']))}."]) + "\n"
+    chart = "![CPU of the proxy by load, relative to ours](bench/results/bench.png)"
+    return (
+        "\n".join([chart, "", *lines, "", about, "", verdict, "", f"{'; '.join((*made_on, machine['programs']))}."])
+        + "\n"
+    )
 
 
 def _latency_rows(cells: Mapping[tuple[str, str], Summary], peers: Sequence[str]) -> list[str]:

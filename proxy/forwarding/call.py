@@ -381,9 +381,9 @@ class Call:
             sid = engine.send_request(self._request_headers(), end_stream=self.request_ended)
         else:
             sid = engine.send_request(self._request_headers())
-            last = len(buffer) - 1
-            for index, data in enumerate(buffer):
-                engine.send_data(sid, data, end_stream=self.request_ended and index == last)
+            for data in buffer[:-1]:
+                engine.send_data(sid, data)
+            engine.send_data(sid, buffer[-1], end_stream=self.request_ended)
         self.up = up
         self.up_sid = up.last_sid = sid
         per_try_timeout = self.head.route.per_try_timeout

@@ -53,6 +53,10 @@ AHEAD: Final = 1024
 AHEAD_PIECES: Final = 64
 """Bytes of a piece, and pieces, written at most to a transport that is full."""
 
+ARRIVALS: Final = memoryview(bytearray(262_144))
+"""Where bytes from the network are put, for all connections: they are parsed before the next are read. Spares each read
+an object and a copy (large responses 7 % cheaper, large requests 3 %)."""
+
 MAX_SLACK: Final = 4096
 """The largest `slack`. Most calls and tokens are shorter: they return all of their credit at the call's end, at once,
 instead of watching each message leave (saves 1.1 us of 14 a call, 1 us of 8 a message)."""
@@ -140,10 +144,24 @@ class Http2Connection:
         """There is something to send. Hot callers test `dirty` themselves and save the call."""
         if not self.dirty and not self.closed:
             self.dirty = True
-            self.outbox.add(self)
+            # `Outbox.add` written out: its frame, twice a call, is 1 % of it.
+            outbox = self.outbox
+            if not outbox.pending:
+                outbox.schedule()
+            outbox.pending.append(self)
 
-    def receive(self, data: bytes) -> None:
-        """Take bytes from the peer and hand out what they mean."""
+    # asyncio.BufferedProtocol
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the event loop's wish, not its demand
+        """Where the event loop shall put the next bytes. It tells of them before it asks on behalf of anybody else."""
+        return ARRIVALS
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So many bytes are there."""
+        self.receive(ARRIVALS[:nbytes])
+
+    def receive(self, data: bytes | memoryview) -> None:
+        """Take bytes from the peer and hand out what they mean. They are not kept."""
         if self.closed:
             return
         clock = self.pass_clock
@@ -154,7 +172,7 @@ class Http2Connection:
         try:
             engine.receive_data(data)
         except NGH2Error as error:
-            self.on_engine_failure(error, data)
+            self.on_engine_failure(error, bytes(data))
             return
         events = engine.events()
         if events:

@@ -43,8 +43,12 @@ class Outbox:
     def add(self, connection: Flushable) -> None:
         """Flush `connection` in the next pass. The caller sees to it that it is not added twice."""
         if not self.pending:
-            self._call_soon(self._flusher)
+            self.schedule()
         self.pending.append(connection)
+
+    def schedule(self) -> None:
+        """The first of a pass is about to be put into `pending`."""
+        self._call_soon(self._flusher)
 
     def _flush(self) -> None:
         pending = self.pending

@@ -61,7 +61,7 @@ def _is_http1(data: bytes) -> bool:
     return bool(method) and any(each.startswith(method) for each in HTTP1_METHODS)
 
 
-class DownstreamConnection(Http2Connection, asyncio.Protocol):
+class DownstreamConnection(Http2Connection, asyncio.BufferedProtocol):
     """One client. `on_open` and `on_close` keep the listener's set of connections."""
 
     __slots__ = (
@@ -121,7 +121,7 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
         self.timeout_index = 0
         """Where in its header lists this client puts `grpc-timeout`; 0 until it sent one."""
 
-    # asyncio.Protocol
+    # asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The client is connected."""
@@ -131,8 +131,6 @@ class DownstreamConnection(Http2Connection, asyncio.Protocol):
         self.wire = wire
         self._on_open(self)
         # Our SETTINGS wait for the client's first bytes: if those are HTTP/1, the answer must be too.
-
-    data_received = Http2Connection.receive
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - why a client left changes nothing
         """The client is gone: nothing of its calls matters any more."""

@@ -45,7 +45,7 @@ class Reactor(Protocol):
     def connect(
         self,
         address: Address,
-        protocol: asyncio.Protocol,
+        protocol: asyncio.BaseProtocol,
         on_failure: Callable[[str], None],
         secured: Secured | None = None,
     ) -> Handle:
@@ -71,7 +71,7 @@ class AsyncioReactor:
     def connect(
         self,
         address: Address,
-        protocol: asyncio.Protocol,
+        protocol: asyncio.BaseProtocol,
         on_failure: Callable[[str], None],
         secured: Secured | None = None,
     ) -> asyncio.Task[None]:
@@ -87,7 +87,7 @@ class AsyncioReactor:
 
 
 async def connection(
-    loop: asyncio.AbstractEventLoop, address: Address, protocol: asyncio.Protocol, secured: Secured | None
+    loop: asyncio.AbstractEventLoop, address: Address, protocol: asyncio.BaseProtocol, secured: Secured | None
 ) -> asyncio.Transport:
     """Connect `protocol` to a TCP address or a unix socket. Raises OSError (ssl.SSLError is one) or UnicodeError."""
     if secured is None:

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 NO_LIMIT: Final = 2**32 - 1
 
 
-class UpstreamConnection(Http2Connection, asyncio.Protocol):
+class UpstreamConnection(Http2Connection, asyncio.BufferedProtocol):
     """One connection of a pool. It is ready for calls once the server's first SETTINGS are here."""
 
     __slots__ = (
@@ -84,7 +84,7 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
         self._last_goaway = ""
         self._why = ""
 
-    # asyncio.Protocol
+    # asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connected, and secured if that is asked for; our preface goes out."""
@@ -107,8 +107,6 @@ class UpstreamConnection(Http2Connection, asyncio.Protocol):
             # RFC 5482: how long what was sent may stay unacknowledged. A peer that is cut off shows only by that.
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(user_timeout * 1000))
         self.mark_dirty()
-
-    data_received = Http2Connection.receive
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The server is gone: its calls end here or move on."""

@@ -6,6 +6,7 @@ Every byte goes through `MemoryTransport`, which can cut it anywhere and can sta
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import heapq
 from collections import deque
@@ -21,7 +22,6 @@ from proxy.settings import Settings
 from proxy.slices import at_once
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Iterable
 
 Headers = list[tuple[bytes, bytes]]
@@ -42,7 +42,7 @@ class Timer:
 class MemoryTransport:
     """One end of a connection. What is written arrives at `peer` when the world runs."""
 
-    def __init__(self, world: World, protocol: asyncio.Protocol) -> None:
+    def __init__(self, world: World, protocol: asyncio.BaseProtocol) -> None:
         self.world = world
         self.protocol = protocol
         self.peer: MemoryTransport
@@ -108,8 +108,23 @@ class MemoryTransport:
         for piece in self.world.cut(data):
             if self.peer.lost or self.peer.closing:
                 break
-            self.peer.protocol.data_received(piece)
+            feed(self.peer.protocol, piece)
         return True
+
+
+def feed(protocol: asyncio.BaseProtocol, data: bytes) -> None:
+    """Hand bytes to a protocol as an event loop does it."""
+    if not isinstance(protocol, asyncio.BufferedProtocol):
+        protocol.data_received(data)  # type: ignore[attr-defined]  # the other kind
+        return
+    while data:
+        room = protocol.get_buffer(-1)
+        assert isinstance(room, memoryview)
+        size = min(len(room), len(data))
+        room[:size] = data[:size]
+        protocol.buffer_updated(size)
+        room[:size] = bytes(size)  # whoever kept a view of it will notice
+        data = data[size:]
 
 
 @dataclass
@@ -353,7 +368,7 @@ class World:
     def connect(
         self,
         address: Address,
-        protocol: asyncio.Protocol,
+        protocol: asyncio.BaseProtocol,
         on_failure: Callable[[str], None],
         secured: object = None,
     ) -> Timer:
@@ -363,7 +378,7 @@ class World:
         self.call_soon(lambda: timer.callback and timer.callback())
         return timer
 
-    def _connect(self, address: str, protocol: asyncio.Protocol, on_failure: Callable[[str], None]) -> None:
+    def _connect(self, address: str, protocol: asyncio.BaseProtocol, on_failure: Callable[[str], None]) -> None:
         if address not in self.servers:
             on_failure("connection refused")
             return
@@ -374,7 +389,7 @@ class World:
             server = self.servers[address] = server.successor()
         self.join(protocol, server)
 
-    def join(self, protocol: asyncio.Protocol, peer: Peer) -> None:
+    def join(self, protocol: asyncio.BaseProtocol, peer: Peer) -> None:
         """Connect a protocol of the proxy with a peer."""
         near, far = MemoryTransport(self, protocol), MemoryTransport(self, peer)
         near.peer, far.peer = far, near
