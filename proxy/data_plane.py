@@ -14,6 +14,7 @@ import logging
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from proxy.admin.call_records import CallRecords, Kept
 from proxy.forwarding.failback import DisplacedChats
 from proxy.forwarding.forwarder import Forwarder
 from proxy.forwarding.headers import RequestHeads
@@ -35,6 +36,8 @@ from proxy.transport.tls import Tls
 if TYPE_CHECKING:
     import socket
 
+    from proxy.admin.tracing import OtlpTracer
+    from proxy.admin.tracing_settings import TracingSettings
     from proxy.cluster.address import Address
     from proxy.cluster.cluster import Cluster
     from proxy.cluster.endpoint import Cause, Endpoint
@@ -101,6 +104,9 @@ class DataPlane:
             max_first_message=listener.max_first_message,
             request_ids=request_ids(reactor.random),
         )
+        self._tracer = _tracer(settings.tracing)
+        self.records = CallRecords(settings.decisions, settings.log, self._tracer)
+        self.forwarder.watch_calls(self.records, self.records.every, settings.log.slow_after)
         self.listener = Listener(self.forwarder, listener, reactor, self.outbox, self.tls.downstream)
         self._add_pools(cluster.snapshot, settings)
 
@@ -139,6 +145,10 @@ class DataPlane:
     async def recent_keys(self) -> Collection[bytes]:
         """Keys of chats seen recently, as far as they are remembered."""
         return self.cluster.snapshot.recent_keys
+
+    async def decisions(self, limit: int, key: bytes | None) -> Sequence[Kept]:
+        """The latest records of calls, newest first, at most so many. `key`: only those of this chat."""
+        return self.records.latest(limit, key)
 
     def answers(self, endpoint: Endpoint) -> None:
         """`endpoint` has just been seen to answer: do not wait with connecting to it."""
@@ -216,6 +226,8 @@ class DataPlane:
         """Close the connections to the endpoints at once."""
         self._deadlines.cancel()
         self._lag.stop()
+        if self._tracer is not None:
+            self._tracer.close()
         self.tls.stop()
         if self._reaper is not None:
             self._reaper.cancel()
@@ -242,7 +254,17 @@ def request_heads(settings: Settings, stats: Stats) -> RequestHeads:
         own_health=listener.health == "own",
         max_size=listener.max_header_list_size,
         max_count=listener.max_header_count,
+        explain=settings.decisions.trailers,
+        trace=bool(settings.tracing.endpoint),
     )
+
+
+def _tracer(settings: TracingSettings) -> OtlpTracer | None:
+    if not settings.endpoint:
+        return None
+    from proxy.admin.tracing import OtlpTracer  # noqa: PLC0415 - needs the extra otel
+
+    return OtlpTracer(settings)
 
 
 def limits_of_servers(settings: UpstreamSettings) -> Limits:

@@ -29,6 +29,9 @@ NEEDS_RESTART: Final = (
     "upstream.tls",
     "admin",
     "metrics",
+    "decisions",
+    "log",
+    "tracing",
 )
 """Keys, or whole sections, that a running process cannot change: of ports that are bound, of files that are watched by
 themselves, and of processes."""

@@ -14,6 +14,7 @@ import uvloop
 from proxy import memory
 from proxy.admin import schema
 from proxy.admin.local import Carrying, LocalProxy, Pool
+from proxy.admin.logs import logging_as
 from proxy.admin.ports import ReloadRefusedError
 from proxy.admin.ring_view import RingViews
 from proxy.admin.server import AdminServer
@@ -79,6 +80,8 @@ class Proxy:
             self.data.recent_keys,
             self.control.check_results,
             self.control.cache_stats,
+            self.data.decisions,
+            settings.decisions,
         )
         self.admin = AdminServer(self.admin_port, settings.admin, views)
 
@@ -213,7 +216,6 @@ def serve(settings: Settings, config_file: Path | None = None, *, take_over: boo
 
     Returns 0, also if calls had to be cut off at the end of the grace. Raises ConfigError if the port is taken.
     """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     _raise_file_limit()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with logging_as(settings.log), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(settings, config_file, take_over=take_over))

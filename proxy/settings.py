@@ -13,12 +13,15 @@ import os
 import re
 import tomllib
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
+from proxy.admin.call_records import DecisionSettings
+from proxy.admin.logs import LogSettings
 from proxy.admin.settings import AdminSettings
+from proxy.admin.tracing_settings import TracingSettings
 from proxy.balancing.settings import RingSettings
 from proxy.cluster.address import Address
 from proxy.cluster.outlier import OutlierSettings
@@ -59,6 +62,15 @@ class Settings(BaseModel):
     health: HealthSettings = HealthSettings()
     admin: AdminSettings = AdminSettings()
     metrics: MetricsSettings = MetricsSettings()
+    decisions: DecisionSettings = DecisionSettings()
+    log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
+
+    @model_validator(mode="after")
+    def _measures_what_it_logs(self) -> Self:
+        if self.log.slow_calls and not self.metrics.enabled:
+            raise ValueError("log.slow_calls needs metrics.enabled: without, calls are not timed")
+        return self
 
     @field_validator("endpoints")
     @classmethod

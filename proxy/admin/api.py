@@ -26,6 +26,8 @@ HEARTBEAT: Final = 15.0
 """Seconds after which a stream of events says that it is alive; proxies in between give up after a minute or so."""
 MAX_KEY: Final = 4096
 """Bytes of the longest key that is explained."""
+DECISIONS: Final = 100
+MAX_DECISIONS: Final = 1000
 CANDIDATES: Final = 16
 MAX_CANDIDATES: Final = 1000
 
@@ -127,9 +129,13 @@ class Api:
         limit = whole_number(query.get("candidates", str(CANDIDATES)), "candidates", 1, MAX_CANDIDATES)
         return _json(await self._proxy.explain(key, limit))
 
-    async def decisions(self, _request: web.Request) -> web.Response:
-        """Where the latest calls went."""
-        return _json(await self._proxy.decisions())
+    async def decisions(self, request: web.Request) -> web.Response:
+        """Where the latest calls went. `key`: those of one chat."""
+        limit = whole_number(request.query.get("limit", str(DECISIONS)), "limit", 1, MAX_DECISIONS)
+        key = request.query.get("key")
+        return _json(
+            await self._proxy.decisions(limit, None if key is None else key.encode("utf-8", "surrogateescape"))
+        )
 
     async def plan(self, request: web.Request) -> web.Response:
         """What a change of the members would move."""

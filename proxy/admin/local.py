@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from proxy.admin import schema
+from proxy.admin.call_records import DecisionSettings, Kept, decisions_of
 from proxy.admin.events import EventBus
 from proxy.admin.ports import LastServerError
 from proxy.admin.ring_view import RingViews
@@ -132,6 +133,9 @@ class LocalProxy:
     check_results: Mapping[tuple[str, Sign], int]
     """Health checks, by endpoint and what they gave."""
     cache_stats: CacheStatsPoller
+    latest: Callable[[int, bytes | None], Awaitable[Sequence[Kept]]]
+    """The latest records of calls of the data path: so many, of this chat."""
+    decision_settings: DecisionSettings
 
     def not_ready(self) -> str:
         """See `AdminPort`."""
@@ -242,9 +246,9 @@ class LocalProxy:
             quarantined_for=found.quarantined_for,
         )
 
-    async def decisions(self) -> schema.Decisions:
+    async def decisions(self, limit: int, key: bytes | None = None) -> schema.Decisions:
         """See `AdminPort`."""
-        return schema.Decisions(sample=0, chat_ids="hashed", decisions=())
+        return decisions_of(await self.latest(limit, key), self.decision_settings)
 
     async def recent_keys(self) -> Collection[bytes]:
         """See `AdminPort`."""

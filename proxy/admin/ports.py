@@ -60,8 +60,8 @@ class AdminPort(Protocol):
     async def explain(self, key: bytes, limit: int) -> schema.Explanation:
         """What a call with `key` (not empty) would meet now, with at least `limit` candidates if there are so many."""
 
-    async def decisions(self) -> schema.Decisions:
-        """A sample of the latest calls."""
+    async def decisions(self, limit: int, key: bytes | None = None) -> schema.Decisions:
+        """A sample of the latest calls, at most so many. `key`: only those of this chat."""
 
     async def recent_keys(self) -> Collection[bytes]:
         """Keys of chats seen recently, as far as they are remembered."""

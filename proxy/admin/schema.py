@@ -220,6 +220,8 @@ class Decision(_Model):
     """The name of the gRPC status; `CANCELLED` also if the client went away."""
     seconds: float
     attempts: tuple[Attempt, ...]
+    reasons: str = ""
+    """Whom it walked past and why, for people."""
 
 
 class Decisions(_Body):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.cluster.endpoint import Endpoint
 from proxy.cluster.snapshot import ClusterSnapshot
+from proxy.forwarding.call_record import CallRecord, record_of
 from proxy.forwarding.deadlines import Timed
 from proxy.forwarding.failback import PREVIOUS_OWNER
 from proxy.forwarding.headers import (
@@ -685,7 +686,7 @@ class Call:
             self.status = b"%d" % status
             down = self.down
             if not down.closed:
-                down.engine.send_trailers(self.sid, trailers(status, message))
+                down.engine.send_trailers(self.sid, self._annotated(tuple(trailers(status, message))))
                 down.mark_dirty()
                 if not self.request_ended:
                     down.reset_after_tail(self.sid)
@@ -733,7 +734,7 @@ class Call:
         down = self.down
         if not down.closed:
             try:
-                down.engine.send_response(self.sid, headers, end_stream=True)
+                down.engine.send_response(self.sid, self._annotated(tuple(headers)), end_stream=True)
             except StreamUnavailableError:
                 pass  # reset in the same bytes that opened it; its StreamClosed event is on its way
             else:
@@ -768,6 +769,8 @@ class Call:
             seconds = forwarder.clock.time - self.arrived
             tally.seconds += seconds
             tally.buckets[bisect_left(CALL_BOUNDS, seconds)] += 1
+            if seconds > forwarder.slow:
+                forwarder.report_slow(self._record(seconds))
         up = self.up
         if up is not None:
             up.calls.pop(self.up_sid, None)
@@ -795,6 +798,14 @@ class Call:
         walk.end()
         if self.pause is not None:
             self.pause.cancel()
+
+    def _record(self, seconds: float) -> CallRecord:
+        """What is known of it, before it ends."""
+        return record_of(self, seconds)
+
+    def _annotated(self, headers: Headers) -> Headers:
+        """Headers with a status of ours, and what else the client wants to be told."""
+        return headers
 
     # Bytes and credit.
 

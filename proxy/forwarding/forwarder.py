@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from proxy.cluster.cluster import Cluster
 from proxy.cluster.endpoint import Endpoint
 from proxy.cluster.outlier import OutlierDetector
+from proxy.forwarding.call_record import CallRecord, Watcher
 from proxy.forwarding.deadlines import DeadlineWheel
 from proxy.forwarding.failback import DisplacedChats
 from proxy.forwarding.headers import RequestHeads
@@ -76,9 +77,13 @@ class Forwarder:
         "pools",
         "request_ids",
         "retry",
+        "slow",
         "small_buffer",
         "stats",
+        "unwatched",
         "watch",
+        "watch_every",
+        "watcher",
     )
 
     def __init__(
@@ -118,7 +123,26 @@ class Forwarder:
         """Key -> calls under way, if that is limited."""
         self.kept = 0
         """Bytes in the larger replay buffers."""
+        self.watcher: Watcher | None = None
+        self.unwatched = -1
+        """New calls until one is watched; below zero: none is."""
+        self.watch_every = -1
+        self.slow = float("inf")
+        """Seconds that a call may take before the watcher is told."""
         self.configure(heads, retry, limits, max_first_message)
+
+    def watch_calls(self, watcher: Watcher, every: int, slow: float) -> None:
+        """Have `watcher` told of one call in `every` (0: of none but those that ask for it), and of those that take
+        longer than `slow` seconds.
+        """
+        self.watcher = watcher
+        self.unwatched = self.watch_every = every or -1
+        self.slow = slow
+
+    def report_slow(self, record: CallRecord) -> None:
+        """A call took longer than it may."""
+        if self.watcher is not None:
+            self.watcher.slow(record)
 
     def configure(
         self, heads: RequestHeads, retry: RetrySettings, limits: LimitSettings, max_first_message: int

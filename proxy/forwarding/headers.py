@@ -25,6 +25,8 @@ REQUEST_ID: Final = b"x-request-id"
 TE_TRAILERS: Final = (b"te", b"trailers")
 INTERNAL_PREFIX: Final = b"x-districhat-"
 """Metadata that only the proxy may write; from a client it is dropped."""
+EXPLAIN: Final = b"x-districhat-explain"
+TRACEPARENT: Final = b"traceparent"
 ADDED: Final = 4 * 32 + 128 + 27 + 256
 """Bytes that `grpc-timeout`, `x-request-id`, `grpc-previous-rpc-attempts` and `x-districhat-previous-owner` (with an
 endpoint's id) can add to a header list."""
@@ -45,6 +47,7 @@ class RequestHead:
 
     __slots__ = (
         "encoding",
+        "explain",
         "headers",
         "health",
         "key",
@@ -55,6 +58,7 @@ class RequestHead:
         "size",
         "tallies",
         "wants_request_id",
+        "watched",
         "with_route_timeout",
     )
 
@@ -68,6 +72,10 @@ class RequestHead:
         """The key, on a route that takes it from metadata; empty if it is not there."""
         self.size = sum(len(name) + len(value) + 32 for name, value in headers) + ADDED
         """What the list counts for at a server (RFC 9113, 6.5.2: 32 bytes a field), with what we may add to it."""
+        self.explain = False
+        """The client wants to be told where the call went, and why."""
+        self.watched = False
+        """The call keeps a record of itself: it is explained or traced."""
         self.tallies: Tallies = {}
         """Where calls are counted."""
         self.rejection = rejection
@@ -89,16 +97,29 @@ class RequestHead:
 class RequestHeads:
     """The memo of header lists, on top of the rules that fill it."""
 
-    __slots__ = ("_max_count", "_max_size", "_own_health", "_routes", "memo", "stats")
+    __slots__ = ("_explain", "_max_count", "_max_size", "_own_health", "_routes", "_trace", "memo", "stats")
 
-    def __init__(self, routes: RouteTable, stats: Stats, *, own_health: bool, max_size: int, max_count: int) -> None:
+    def __init__(
+        self,
+        routes: RouteTable,
+        stats: Stats,
+        *,
+        own_health: bool,
+        max_size: int,
+        max_count: int,
+        explain: bool = False,
+        trace: bool = False,
+    ) -> None:
         """`stats`: where the calls will be counted. `own_health`: the proxy answers `grpc.health.v1.Health` itself for
         the empty service name. `max_size` bytes (32 a field included, RFC 9113, 6.5.2) and `max_count` fields are what
-        a list may have.
+        a list may have. `explain`: clients may ask where their calls go. `trace`: calls whose `traceparent` says that
+        they are recorded are watched.
         """
         self._routes = routes
         self.stats = stats
         self._own_health = own_health
+        self._explain = explain
+        self._trace = trace
         self._max_size = max_size
         self._max_count = max_count
         self.memo: dict[Headers, RequestHead] = {}
@@ -141,6 +162,8 @@ class RequestHeads:
             if problem:
                 head.rejection = tuple(trailers_only(Status.INVALID_ARGUMENT, problem))
         self._limit(head, headers)
+        head.explain = self._explain and fields.get(EXPLAIN) == b"1"
+        head.watched = head.explain or (self._trace and is_recorded(fields.get(TRACEPARENT, b"")))
         return head
 
     def _limit(self, head: RequestHead, headers: Headers) -> None:
@@ -153,6 +176,12 @@ class RequestHeads:
             return
         head.rejection = tuple(trailers_only(Status.RESOURCE_EXHAUSTED, problem))
         head.rejection_limit = "metadata"
+
+
+def is_recorded(traceparent: bytes) -> bool:
+    """Whether a `traceparent` has the flag "sampled" (W3C Trace Context, 3.2.2.5): version-trace-parent-flags."""
+    parts = traceparent.split(b"-")
+    return len(parts) >= 4 and parts[3][-1:] in b"13579bdf" and len(parts[3]) == 2
 
 
 # gRPC over HTTP/2, "Custom-Metadata": Header-Name -> 1*( %x30-39 / %x61-7A / "_" / "-" / "." ).

@@ -53,7 +53,7 @@ def trailers(status: Status, message: str = "") -> Headers:
     """
     fields = [(b"grpc-status", b"%d" % status)]
     if message:
-        fields.append((b"grpc-message", _bounded(message)))
+        fields.append((b"grpc-message", bounded(message)))
     return fields
 
 
@@ -65,7 +65,7 @@ def trailers_only(status: Status, message: str = "") -> Headers:
     return [(b":status", b"200"), (b"content-type", b"application/grpc"), *trailers(status, message)]
 
 
-def _bounded(message: str) -> bytes:
+def bounded(message: str) -> bytes:
     """`percent_encode`, cut to `MAX_MESSAGE_BYTES` between characters."""
     # A character takes at least one byte, so no more than the first MAX_MESSAGE_BYTES characters can be in the result.
     encoded = percent_encode(message[:MAX_MESSAGE_BYTES])

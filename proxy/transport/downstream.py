@@ -10,6 +10,7 @@ from typing import Final, cast
 from proxy.forwarding.call import Call
 from proxy.forwarding.forwarder import Forwarder
 from proxy.forwarding.headers import GRPC_TIMEOUT, Headers
+from proxy.forwarding.watched import WatchedCall
 from proxy.http2 import (
     EMPTY_SETTINGS,
     ConnectionClosed,
@@ -168,7 +169,10 @@ class DownstreamConnection(Http2Connection, asyncio.BufferedProtocol):
             timeout, headers = self._split_timeout(event.headers)
             head = self.forwarder.heads.find(headers)
         self.last_sid = sid = event.stream_id
-        self.calls[sid] = call = Call(self.forwarder, self, sid, head, timeout)
+        forwarder = self.forwarder
+        forwarder.unwatched -= 1
+        kind = WatchedCall if head.watched or not forwarder.unwatched else Call
+        self.calls[sid] = call = kind(forwarder, self, sid, head, timeout)
         call.start(end_stream=event.end_stream)
 
     def _split_timeout(self, headers: Headers) -> tuple[bytes | None, Headers]:

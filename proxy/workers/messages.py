@@ -14,6 +14,7 @@ from proxy.cluster.endpoint import Cause
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from proxy.admin.call_records import Kept
     from proxy.settings import Settings
 
 VERSION: Final = 1
@@ -97,8 +98,12 @@ class Ask:
     """Answer with an `Answer` of the same number."""
 
     number: int
-    what: Literal["numbers", "recent_keys"]
+    what: Literal["numbers", "recent_keys", "decisions"]
     """Methods of `DataPlane`."""
+    limit: int = 0
+    """Of decisions."""
+    key: bytes | None = None
+    """Of the chat that they shall be about; None: any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +183,7 @@ class Answer:
     """To an `Ask`."""
 
     number: int
-    value: Numbers | tuple[bytes, ...]
+    value: Numbers | tuple[bytes, ...] | tuple[Kept, ...]
 
 
 @dataclass(frozen=True, slots=True)

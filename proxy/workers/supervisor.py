@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+    from proxy.admin.call_records import Kept
     from proxy.cluster.cluster import Cluster
     from proxy.cluster.endpoint import Endpoint
     from proxy.cluster.outlier import OutlierDetector
@@ -125,7 +126,7 @@ class Supervisor:
         self._exchanging: asyncio.TimerHandle | None = None
         self._cut_off = 0
         self._asked = 0
-        self._answers: dict[int, asyncio.Future[Numbers | tuple[bytes, ...]]] = {}
+        self._answers: dict[int, asyncio.Future[Numbers | tuple[bytes, ...] | tuple[Kept, ...]]] = {}
         self._past = StatsSnapshot()
         """What workers have counted that are no more."""
         Tls(settings.listener.tls, settings.upstream.tls)  # bad files are told once, and not by each worker
@@ -245,18 +246,26 @@ class Supervisor:
         keys: set[bytes] = set()
         for _, answer in await self._ask("recent_keys"):
             if not isinstance(answer, Numbers):
-                keys.update(answer)
+                keys.update(each for each in answer if isinstance(each, bytes))
         return keys
 
+    async def decisions(self, limit: int, key: bytes | None) -> Sequence[Kept]:
+        """The latest records of calls of all workers, newest first, at most so many. `key`: only those of this chat."""
+        found: list[Kept] = []
+        for _, answer in await self._ask("decisions", limit, key):
+            if not isinstance(answer, Numbers):
+                found += (each for each in answer if not isinstance(each, bytes))
+        return sorted(found, key=lambda each: each.ended, reverse=True)[:limit]
+
     async def _ask(
-        self, what: Literal["numbers", "recent_keys"]
-    ) -> list[tuple[WorkerProcess, Numbers | tuple[bytes, ...]]]:
+        self, what: Literal["numbers", "recent_keys", "decisions"], limit: int = 0, key: bytes | None = None
+    ) -> list[tuple[WorkerProcess, Numbers | tuple[bytes, ...] | tuple[Kept, ...]]]:
         """The answers of those workers that give one in time."""
         asked = []
         for worker in self.workers.values():
             if worker.generation:
                 self._asked += 1
-                worker.channel.send(Ask(self._asked, what))
+                worker.channel.send(Ask(self._asked, what, limit, key))
                 answer = self._answers[self._asked] = asyncio.get_running_loop().create_future()
                 asked.append((worker, self._asked, answer))
         if asked:

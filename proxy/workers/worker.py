@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import uvloop
 
 from proxy import memory
+from proxy.admin.logs import logging_as
 from proxy.cluster.address import Address
 from proxy.cluster.cluster import Cluster
 from proxy.cluster.endpoint import Cause
@@ -57,6 +58,7 @@ from proxy.workers.shares import share
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from proxy.admin.call_records import Kept
     from proxy.cluster.endpoint import Endpoint
 
 log = logging.getLogger(__name__)
@@ -208,10 +210,12 @@ class Worker:
         self._channel.send(Serving(), must=True)
 
     async def _answer(self, ask: Ask) -> None:
-        value: Numbers | tuple[bytes, ...]
+        value: Numbers | tuple[bytes, ...] | tuple[Kept, ...]
         if ask.what == "numbers":
             told = await self._data.numbers()
             value = Numbers(told.values, told.histograms)
+        elif ask.what == "decisions":
+            value = tuple(await self._data.decisions(ask.limit, ask.key))
         else:
             value = tuple(await self._data.recent_keys())
         self._channel.send(Answer(ask.number, value))
@@ -271,7 +275,7 @@ class Worker:
         )
 
 
-async def _run(control: int, listening: Sequence[int]) -> int:
+async def _run(name: str, control: int, listening: Sequence[int]) -> int:
     channel = await Channel.open(socket.socket(fileno=control))
     channel.send(Hello(VERSION, importlib.metadata.version("districhat")), must=True)
     first = await channel.receive()
@@ -279,7 +283,8 @@ async def _run(control: int, listening: Sequence[int]) -> int:
         channel.close()
         await channel.closed()
         return 0
-    await Worker(channel, first, [socket.socket(fileno=each) for each in listening]).run()
+    with logging_as(first.settings.log, name):
+        await Worker(channel, first, [socket.socket(fileno=each) for each in listening]).run()
     return 0
 
 
@@ -289,10 +294,11 @@ def main(arguments: Sequence[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     name, control, *listening = arguments
+    # Until the settings are here.
     logging.basicConfig(format=f"%(asctime)s %(levelname)s {name}: %(name)s: %(message)s", level=logging.INFO)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_run(int(control), list(map(int, listening))))
+            return runner.run(_run(name, int(control), list(map(int, listening))))
     except ConfigError as error:  # a file that was good when the parent looked
         for problem in error.problems:
             log.error("%s", problem)  # noqa: TRY400 - the operator's, not ours: no traceback

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import socket
 import subprocess
@@ -211,3 +212,37 @@ async def test_prometheus_is_told_of_calls_checks_and_the_loop(servers: tuple[Ec
         assert {(each.labels["endpoint"], each.labels["result"]) for each in checks} == {(id_, "passed") for id_ in IDS}
         for name in ("districhat_pass_seconds", "districhat_loop_lag_seconds"):
             assert [each.name for each in families[name].samples if each.name.endswith("_count")]
+
+
+async def test_a_stock_client_that_asks_is_told_where_its_call_went(proxy: ProxyProcess) -> None:
+    async with channel(proxy.address) as client:
+        call = client.unary_unary(METHOD)(keyed("chat-007"), metadata=(("x-districhat-explain", "1"),))
+        await call
+        told = dict(await call.trailing_metadata())
+        assert told["x-districhat-endpoint"] == await server_of(call) == told["x-districhat-owner"]
+        assert told["x-districhat-attempts"] == "1"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_recent_decisions_and_the_access_log_tell_of_every_process(
+    servers: tuple[EchoServer, ...], tmp_path: Path, workers: int
+) -> None:
+    log = tmp_path / "access.log"
+    config = toml(
+        addresses(*servers),
+        listener={"workers": workers},
+        admin={"address": "127.0.0.1:0"},
+        decisions={"sample": 1, "chat_ids": "plain"},
+        log={"access_sample": 1, "access_file": str(log)},
+    )
+    async with proxy_process(tmp_path, config) as proxy, admin_of(proxy) as admin:
+        for _ in range(4):  # connections, which the kernel spreads
+            async with channel(proxy.address) as client:
+                served = await all_served_by(client)
+        decisions = (await get(admin, "/api/decisions?limit=1000"))["decisions"]
+        assert len(decisions) == 4 * len(CHATS)
+        assert {each["chat"]: each["endpoint"] for each in decisions} == served
+        assert len((await get(admin, "/api/decisions?key=chat-007"))["decisions"]) == 4
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == 4 * len(CHATS)
+    assert {line["chat"]: line["endpoint"] for line in lines} == served

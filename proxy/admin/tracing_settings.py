@@ -1,0 +1,30 @@
+"""`[tracing]`: spans of calls. Apart from `tracing`, which needs the extra `otel`."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class TracingSettings(BaseModel):
+    """`[tracing]`: spans of calls, by OTLP over gRPC. Needs the extra: `pip install districhat[otel]`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    endpoint: str = Field(default="", pattern=r"^(https?://[^/\s]+)?$")
+    """The collector: `http://host:4317`, or `https://`. Empty: no spans. A traced call costs some 50 us more."""
+    sample: int = Field(default=0, ge=0)
+    """One call in so many that bring no `traceparent` begins a trace. 0: none. A call with a sampled `traceparent`
+    always has a span; which calls those are, its client decides."""
+    service_name: str = Field(default="districhat", min_length=1)
+    """What the proxy is called in traces."""
+    timeout: float = Field(default=5.0, gt=0, le=60)
+    """Seconds that the collector gets to take a batch."""
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Self:
+        if self.endpoint and importlib.util.find_spec("opentelemetry.sdk") is None:
+            raise ValueError("endpoint needs the extra otel: pip install districhat[otel]")
+        return self
