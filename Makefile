@@ -15,7 +15,7 @@ help:  ## list the targets
 $(VENV)/.installed: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[redis]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
@@ -34,7 +34,7 @@ $(VENV)/.installed-conformance: $(VENV)/.installed-dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,peers,conformance]'
 	@touch $@
 
-run: $(VENV)/.installed  ## the simulation: chats stick, a server dies, every message still succeeds
+run: $(VENV)/.installed  ## the simulation: chats stick, a server dies, every message succeeds (ARGS="--store redis")
 	@$(BIN)/districhat demo $(ARGS)
 
 serve: $(VENV)/.installed  ## three reference servers and the proxy on their default ports, until Ctrl-C
@@ -108,6 +108,10 @@ bench: $(VENV)/.installed-peers  ## cost of a call beside HAProxy, nginx, Envoy 
 
 bench-micro: $(VENV)/.installed-peers  ## ring and a call in memory, with pyperf, against their goals (ARGS=--fast)
 	@$(BIN)/python -m bench.micro $(ARGS)
+
+.PHONY: bench-store
+bench-store: $(VENV)/.installed-test  ## messages per second that SQLite and Redis make safe, and what a disk sync each would give
+	@$(BIN)/python -m bench.micro.store $(ARGS)
 
 ghz: $(VENV)/.installed-test  ## ghz (grpc-go) through the proxy to three reference servers; needs Go once
 	@command -v ghz >/dev/null || test -x $(BIN)/ghz || { ! command -v go >/dev/null || { echo "building ghz, once ..."; \

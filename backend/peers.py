@@ -165,9 +165,9 @@ class Peers:
         """What the peer has, and whether that is the rest of what is here (else it may be all of the session)."""
         here = await self._cache.written(chat_id, recent=1)
         request = chat_pb2.FetchSessionRequest(chat_id=chat_id)
-        if here is not None and here.recent[-1].message_id:
+        if here is not None and here.last.message_id:
             request.have_length = here.length
-            request.have_message_id = here.recent[-1].message_id
+            request.have_message_id = here.last.message_id
         messages: list[Message] = []
         is_rest = False
         size = 0
@@ -204,7 +204,7 @@ class Peers:
         after = 0
         if 0 < request.have_length <= length:
             there = await cache.written(chat_id, recent=1, until=request.have_length)
-            if there is not None and there.recent[-1].message_id == request.have_message_id != "":
+            if there is not None and there.last.message_id == request.have_message_id != "":
                 after = request.have_length
         part = chat_pb2.SessionPart(after=after)
         size = 0

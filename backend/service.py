@@ -223,7 +223,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
 
     async def _reply(self, session: Session) -> AsyncGenerator[str, None]:
         """The reply to the last message: the stored one, or a new one. To be closed, so that the engine stops."""
-        message = session.recent[-1]
+        message = session.last
         if message.reply is not None:
             yield message.reply
             return
@@ -237,7 +237,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
 
     async def _keep_reply(self, session: Session, reply: str) -> str:
         """The reply that a repetition of the message gets too."""
-        if not self._engine.keeps_replies or session.recent[-1].reply is not None:
+        if not self._engine.keeps_replies or session.last.reply is not None:
             return reply
         return await self._cache.set_reply(session, reply)
 

@@ -1,8 +1,8 @@
 """A session: what a server knows of one chat.
 
 Immutable. A message makes a new session, so a reply may still stream from the session as it was while the next message
-of the chat is already applied; nothing needs to be locked for that. Named tuples, not frozen dataclasses: one is made
-per message, in 0.1 us instead of 0.9.
+of the chat is already applied; nothing needs to be locked or copied for that. Named tuples, not frozen dataclasses: one
+is made per message, in 0.1 us instead of 0.9.
 
 A session keeps its recent messages only, and the length of all of them: what a server holds in memory, and what it
 reads back from a store, stays bounded however long a chat grows.
@@ -10,6 +10,7 @@ reads back from a store, stays bounded however long a chat grows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple, Self
 
 _MESSAGE_BYTES: Final = 256
@@ -68,16 +69,37 @@ NEW: Final = Version(0, 0)
 """The version of a chat that has no message yet."""
 
 
-class Session(NamedTuple):
-    """One chat after its first `length` messages."""
-
+class _Session(NamedTuple):
     chat_id: str
-    length: int = 0
+    length: int
     """All messages of the chat, also those no longer in `recent`."""
-    recent: tuple[Message, ...] = ()
-    """The last messages, oldest first; at most `length`."""
-    epoch: int = 0
+    epoch: int
     """See `Version.epoch`."""
+    log: Sequence[Message]
+    """Holds `recent`, from `start` to `end`. Shared by the states of a session, and only ever added to at its end: a
+    message makes a new state without a copy of the messages."""
+    start: int
+    end: int
+
+
+class Session(_Session):
+    """One chat after its first `length` messages. Equal to another if chat, epoch, length and recent messages are."""
+
+    __slots__ = ()
+
+    def __new__(cls, chat_id: str, length: int = 0, recent: Sequence[Message] = (), epoch: int = 0) -> Self:
+        """`recent`: the last messages, oldest first; at most `length`."""
+        return tuple.__new__(cls, (chat_id, length, epoch, recent, 0, len(recent)))
+
+    @property
+    def recent(self) -> tuple[Message, ...]:
+        """The last messages, oldest first; at most `length`. A copy."""
+        return tuple(self.log[self.start : self.end])
+
+    @property
+    def last(self) -> Message:
+        """The last message. IndexError if there is none."""
+        return self.log[self.end - 1]
 
     @property
     def version(self) -> Version:
@@ -87,9 +109,20 @@ class Session(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes of memory it takes, counted message by message."""
-        return _SESSION_BYTES + sum(message.size for message in self.recent)
+        return _SESSION_BYTES + sum(message.size for message in self.log[: self.end])
 
     def as_of(self, position: int) -> Session | None:
         """The session after its message number `position`, with that message; None if it is not among the recent."""
-        here = len(self.recent) - (self.length - position)
-        return self._replace(length=position, recent=self.recent[:here]) if 1 <= here <= len(self.recent) else None
+        end = self.end - (self.length - position)
+        return self._replace(length=position, end=end) if self.start < end <= self.end else None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Session):
+            return NotImplemented
+        return self[:3] == other[:3] and self.recent == other.recent
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self[:3])

@@ -21,6 +21,7 @@ from proxy.errors import CommandError, ConfigError
 _EPILOG = """\
 examples:
   districhat demo                               see chats stick, a server die, and every message still succeed
+  districhat demo --store redis                 the same with sessions in a Redis
   districhat serve --config config/minimal.toml
   districhat serve --takeover                   replace the running proxy without a failed call
   districhat check --config proxy.toml          every mistake in it, with its key
@@ -88,12 +89,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.serve:
         from proxy.commands.demo.stay import serve_until_stopped
 
-        return serve_until_stopped(port=50050 if arguments.port is None else arguments.port)
+        return serve_until_stopped(port=50050 if arguments.port is None else arguments.port, store=arguments.store)
     from proxy.commands.demo.scenario import Scenario
     from proxy.commands.demo.simulation import run
 
     scenario = Scenario(messages=arguments.messages, chats=arguments.chats, kill_after=arguments.kill_after)
-    return run(scenario, delay=arguments.delay, port=arguments.port or 0)
+    return run(scenario, delay=arguments.delay, port=arguments.port or 0, store=arguments.store)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,6 +145,14 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     demo = _command(commands, "demo", "the simulation: three real servers, one is killed, every message succeeds")
     demo.add_argument("--messages", type=_count, default=50, metavar="N", help="messages to send (default: 50)")
     demo.add_argument("--chats", type=_count, default=25, metavar="N", help="chats, taken in turn (default: 25)")
+    demo.add_argument(
+        "--store",
+        type=_store,
+        default="sqlite",
+        metavar="STORE",
+        help="where the servers keep sessions: sqlite (default), redis (one is started, and ended), or "
+        "redis://HOST:PORT/DB, one that is there, with an empty database",
+    )
     demo.add_argument("--delay", type=_seconds, default=0.0, metavar="SECONDS", help="pause after each message")
     demo.add_argument(
         "--kill-after",
@@ -161,6 +170,12 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     demo.add_argument(
         "--serve", action="store_true", help="send nothing: keep servers and proxy up until Ctrl-C, for other clients"
     )
+
+
+def _store(text: str) -> str:
+    if text not in ("sqlite", "redis") and not text.startswith("redis://"):
+        raise argparse.ArgumentTypeError(f"must be sqlite, redis or redis://HOST:PORT/DB, got {text!r}")
+    return text
 
 
 def _chat_id(text: str) -> str:

@@ -122,7 +122,8 @@ class HierarchicalCache:
         self._unwritten = None if unwritten_limit is None else Unwritten(unwritten_limit)
         self._clock = clock or asyncio.get_running_loop().time
         self._locks = ChatLocks()
-        self._in_l1 = self.levels.l1.residents
+        self._l1 = self.levels.l1
+        self._in_l1 = self._l1.residents
         self._found = [0] * len(CacheLevel)
         self._told: set[CacheLevel] = set()
         self._duplicates = self._conflicts = self._expired = self._ended = 0
@@ -164,7 +165,7 @@ class HierarchicalCache:
 
         Nothing happens if the chat was ended meanwhile. Raises StoreError.
         """
-        chat_id, message = session.chat_id, session.recent[-1]
+        chat_id, message = session.chat_id, session.last
         async with self._locks.holding(chat_id):
             resident = self.levels.find(chat_id)
             if self._unwritten is not None and self._unwritten.set_reply(chat_id, message, reply):
@@ -358,12 +359,18 @@ class HierarchicalCache:
         if ttl is not None:
             resident.used = self._clock()
         self._found[level] += 1
-        self.levels.grew(resident, by)
+        l1 = self._l1
+        if resident.level is l1 and l1.max_bytes is None:  # and `CacheLevels.grew`
+            resident.size += by
+            l1.bytes += by
+            l1.residents.move_to_end(resident.chat_id)
+        else:
+            self.levels.grew(resident, by)
         return session, level, False
 
     def _repeated_in_memory(self, resident: Resident, level: CacheLevel, position: int) -> Applied | None:
         then = resident.session.as_of(position)
-        if then is None or len(then.recent) < min(2, position):
+        if then is None or then.end - then.start < min(2, position):
             return None
         self._duplicates += 1
         self._found[level] += 1
@@ -394,12 +401,13 @@ class HierarchicalCache:
     def _complete(self, resident: Resident, position: int, message: Message, reply: str) -> None:
         """The resident session has the reply too, if it still holds the message."""
         session = resident.session
-        index = len(session.recent) - 1 - (session.length - position)
-        if 0 <= index < len(session.recent) and session.recent[index][:4] == message[:4]:
+        index = session.end - 1 - (session.length - position)
+        if session.start <= index < session.end and session.log[index][:4] == message[:4]:
             complete = message.with_reply(reply)
-            by = complete.size - session.recent[index].size
-            recent = (*session.recent[:index], complete, *session.recent[index + 1 :])
-            resident.replace(session._replace(recent=recent))
+            by = complete.size - session.log[index].size
+            log = list(session.log[: session.end])
+            log[index] = complete
+            resident.replace(session._replace(log=log))
             self.levels.resize(resident, by)
 
     # From the levels.
@@ -419,6 +427,7 @@ class HierarchicalCache:
 
 
 def _positions(session: Session) -> dict[str, int]:
-    """Message id -> position, of the messages that are held."""
-    first = session.length - len(session.recent) + 1
-    return {message.message_id: first + index for index, message in enumerate(session.recent) if message.message_id}
+    """Message id -> position, of the recent messages."""
+    recent = session.recent
+    first = session.length - len(recent) + 1
+    return {message.message_id: first + index for index, message in enumerate(recent) if message.message_id}

@@ -39,14 +39,14 @@ class CacheLevel(enum.IntEnum):
 class Resident:
     """A session in memory, and what the cache knows of it besides. The session is exchanged as messages come."""
 
-    __slots__ = ("_messages", "chat_id", "level", "positions", "session", "size", "used")
+    __slots__ = ("_log", "chat_id", "level", "positions", "session", "size", "used")
 
     def __init__(self, session: Session, used: float = 0.0) -> None:
         self.chat_id = session.chat_id
         self.session = session
         """As of its last message. Exchanged by `append` and `replace` alone."""
-        self._messages: list[Message] | None = None
-        """Those of the session, where messages can be put in and taken out."""
+        self._log: list[Message] | None = None
+        """That of the session, if it is ours to add to."""
         self.size = session.size
         """Bytes of the session."""
         self.used = used
@@ -59,25 +59,27 @@ class Resident:
     def replace(self, session: Session) -> None:
         """The same session with other contents; `size` is the caller's to correct."""
         self.session = session
-        self._messages = None
+        self._log = None
 
     def append(self, message: Message, epoch: int, keep: int) -> tuple[Session, int]:
-        """Goes on by a message. `keep`: the most messages to hold, at least 1. Returns the session after it, and by how
-        many bytes it has grown; `size` is the caller's to raise.
+        """Goes on by a message. `keep`: the most recent messages to hold, at least 1; as many older ones may still be
+        in memory. Returns the session after it, and by how many bytes it has grown; `size` is the caller's to raise.
         """
-        chat_id, length, recent, _ = self.session
-        messages = self._messages
-        if messages is None:
-            messages = self._messages = list(recent)
-        messages.append(message)
+        chat_id, length, _, messages, start, end = self.session
         by = message.size
-        if len(messages) > keep:
-            gone = messages.pop(0)
-            by -= gone.size
+        if end - start >= keep:
             if self.positions is not None:
-                self.positions.pop(gone.message_id, None)
-        # Past the named tuple's own constructor, and one copy of the messages instead of two: 0.3 us of 1 us.
-        session = self.session = tuple.__new__(Session, (chat_id, length + 1, tuple(messages), epoch))
+                self.positions.pop(messages[start].message_id, None)
+            start += 1
+        log = self._log
+        if log is None or start >= keep:
+            # Rare: the session is new here, or has as many messages behind it as it holds.
+            by -= sum(each.size for each in messages[:start])
+            log = self._log = list(messages[start:end])
+            start, end = 0, len(log)
+        log.append(message)
+        # Past the named tuple's own constructor: a third of its time.
+        session = self.session = tuple.__new__(Session, (chat_id, length + 1, epoch, log, start, end + 1))
         return session, by
 
 

@@ -146,6 +146,21 @@ def test_the_simulation_without_a_death_and_with_colours():
     assert "The failure" not in ended.stdout
 
 
+def test_sessions_survive_in_a_redis_of_the_demos_own():
+    ended = demo("--store", "redis")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout.splitlines()[-1].startswith("PASSED: 50 messages sent and answered, ")
+    assert "share one Redis" in ended.stdout
+    moved = [level for number, _, level, _, _ in MESSAGE.findall(ended.stdout) if int(number) > 25]
+    assert "disk  " in moved
+
+
+def test_a_redis_that_cannot_be_started_is_said_with_what_to_install():
+    ended = demo("--store", "redis", PATH="/nowhere")
+    assert ended.returncode == 1
+    assert ended.stdout.splitlines()[-1].startswith("FAILED: --store redis needs redis-server")
+
+
 def test_settings_meant_for_a_real_proxy_do_not_disturb_it():
     ended = demo(
         *("--messages", "1", "--kill-after", "0"),

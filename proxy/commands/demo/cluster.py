@@ -1,4 +1,4 @@
-"""Starts what the demo consists of: three reference servers that share a file of sessions, and a proxy before them."""
+"""Starts what the demo consists of: three reference servers that share a store of sessions, and a proxy before them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from proxy.commands.demo.processes import START_TIMEOUT, Child, Children, signals_as_exit
 from proxy.commands.demo.scenario import HOST, L1_SESSIONS, L2_SESSIONS, SERVERS, proxy_config
+from proxy.commands.demo.stores import start_store
 from proxy.commands.ring import ring_of
 from proxy.settings import load_settings
 
@@ -35,36 +36,39 @@ class DemoCluster:
     """Of the proxy."""
     ring: RingSnapshot
     """The ring the proxy routes by, for telling beforehand where a chat lives."""
+    store: str
+    """What the servers share, for people."""
 
 
 @contextlib.contextmanager
-def running(port: int, *, keep_logs: bool) -> Iterator[DemoCluster]:
+def running(port: int, store: str, *, keep_logs: bool) -> Iterator[DemoCluster]:
     """Servers and proxy, all ready; ended when the context is left, however it is left.
 
-    The proxy listens on `port` and the servers on the three after it; `FREE_PORTS` lets each take a free one. With
-    `keep_logs` what the processes have to say stays aside until one of them fails; otherwise it goes to our stderr.
-    Raises ChildError when one does not start.
+    The proxy listens on `port` and the servers on the three after it; `FREE_PORTS` lets each take a free one. `store`:
+    see `start_store`. With `keep_logs` what the processes have to say stays aside until one of them fails; otherwise it
+    goes to our stderr. Raises ChildError when one does not start.
     """
     with (
         signals_as_exit(),
         tempfile.TemporaryDirectory(prefix="districhat-demo-") as name,
         Children() as children,
     ):
-        yield _start(children, Path(name), port, keep_logs=keep_logs)
+        yield _start(children, Path(name), port, store, keep_logs=keep_logs)
 
 
-def _start(children: Children, directory: Path, port: int, *, keep_logs: bool) -> DemoCluster:
+def _start(children: Children, directory: Path, port: int, store: str, *, keep_logs: bool) -> DemoCluster:
     deadline = time.monotonic() + START_TIMEOUT
 
     def log(name: str) -> Path | None:
         return directory / f"{name}.log" if keep_logs else None
 
+    shared = start_store(store, children, directory, log("store"), deadline)
     servers = {}
     for offset, server in enumerate(SERVERS, start=1):
         arguments = [
             *("--id", server.id),
             *("--address", f"{HOST}:{port + offset if port else FREE_PORTS}"),
-            *("--store", f"sqlite:///{directory}/sessions.db"),
+            *("--store", shared.url),
             *("--l1", str(L1_SESSIONS)),
             *("--l2", str(L2_SESSIONS)),
         ]
@@ -74,4 +78,4 @@ def _start(children: Children, directory: Path, port: int, *, keep_logs: bool) -
     config.write_text(proxy_config(f"{HOST}:{port}", addresses), encoding="utf-8")
     proxy = children.start("the proxy", "proxy", ["serve", "--config", str(config)], log("proxy"))
     address = proxy.wait_ready(deadline)
-    return DemoCluster(children, servers, addresses, address, ring_of(load_settings(config, {})))
+    return DemoCluster(children, servers, addresses, address, ring_of(load_settings(config, {})), shared.name)

@@ -46,22 +46,23 @@ class ChildError(DistriChatError):
 
 
 class Child:
-    """One process. Made by `Children.start`."""
+    """One process. Made by `Children`."""
 
-    def __init__(self, name: str, module: str, arguments: Sequence[str], log: Path | None, ended: _Ended) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], log: Path | None, ended: _Ended, ready: re.Pattern[str]
+    ) -> None:
         self.name = name
         self.dismissed = False
         """Whether its end is wanted."""
         self._log = log
         self._ended = ended
+        self._ready = ready
         self._announced: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        # -P: a `backend` or `proxy` directory where the user stands must not be taken for ours.
-        command = [sys.executable, "-P", "-m", module, *arguments]
         # The demo configures its children itself; settings meant for a real proxy would only disturb.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
         with contextlib.ExitStack() as stack:
             stderr = stack.enter_context(log.open("wb")) if log is not None else None
-            self._process = subprocess.Popen(  # noqa: S603 - our own modules, run by our own interpreter
+            self._process = subprocess.Popen(  # noqa: S603 - our own modules, or a store's server
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -127,7 +128,7 @@ class Child:
 
     def _read(self, stdout: IO[str]) -> None:
         for line in stdout:
-            if match := _READY.search(line.rstrip()):
+            if match := self._ready.search(line.rstrip()):
                 self._announced.put(match[1])
         self._announced.put(None)
         self._ended.put(self)
@@ -159,7 +160,14 @@ class Children:
 
     def start(self, name: str, module: str, arguments: Sequence[str], log: Path | None) -> Child:
         """Start `python -m module`. Its stderr goes to `log`, or where ours goes when that is None."""
-        child = Child(name, module, arguments, log, self._ended)
+        # -P: a `backend` or `proxy` directory where the user stands must not be taken for ours.
+        return self.start_program(name, [sys.executable, "-P", "-m", module, *arguments], log, ready=_READY)
+
+    def start_program(self, name: str, command: Sequence[str], log: Path | None, *, ready: re.Pattern[str]) -> Child:
+        """Start another program. It is ready when a line of its standard output matches `ready`, whose group 1 is what
+        `wait_ready` returns.
+        """
+        child = Child(name, command, log, self._ended, ready)
         self._children.append(child)
         return child
 

@@ -41,13 +41,13 @@ class Report:
         """Phase 1 begins."""
         self._begin("Starting servers")
 
-    def started(self, addresses: Mapping[str, str], vnodes: Mapping[str, int], proxy: str) -> None:
+    def started(self, addresses: Mapping[str, str], vnodes: Mapping[str, int], proxy: str, store: str) -> None:
         """Everything is ready."""
         for id_, address in addresses.items():
             caches = f"{vnodes[id_]} virtual nodes, L1 {L1_SESSIONS} and L2 {L2_SESSIONS} sessions"
             self._line((f"{id_:<{_NAME}}", _COLOURS[id_]), f"  {address:<15}  {caches}")
         self._line((f"{'proxy':<{_NAME}}", "bold"), f"  {proxy:<15}  all that the client knows")
-        self._line("The three servers share one SQLite file of sessions: here a session survives its server's death.")
+        self._line(f"The three servers share {store}: here a session survives its server's death.")
 
     def routing(self, chats: Mapping[str, Sequence[str]]) -> None:
         """Phase 2: where every chat lives, by server."""

@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 _GIVE_UP_AFTER = 3  # failures in a row; each may take the whole request timeout, and the verdict is clear by then
 
 
-def run(scenario: Scenario, *, delay: float, port: int) -> int:
-    """Play it and print it; `delay` seconds after each message. Returns 0 if all held, else 1."""
+def run(scenario: Scenario, *, delay: float, port: int, store: str) -> int:
+    """Play it and print it; `delay` seconds after each message. `port`, `store`: see `cluster.running`.
+
+    Returns 0 if all held, else 1.
+    """
     report = Report(scenario)
     report.title()
     report.starting()
     try:
-        with running(port, keep_logs=True) as cluster:
+        with running(port, store, keep_logs=True) as cluster:
             return _Simulation(scenario, cluster, report, delay).play()
     except ChildError as error:
         print(error, file=sys.stderr)
@@ -48,7 +51,8 @@ class _Simulation:
     def play(self) -> int:
         """All phases after the start. Raises ChildError when a process dies that was not killed."""
         cluster, report, scenario = self._cluster, self._report, self._scenario
-        report.started(cluster.addresses, {node.id: node.vnodes for node in cluster.ring.nodes}, cluster.address)
+        vnodes = {node.id: node.vnodes for node in cluster.ring.nodes}
+        report.started(cluster.addresses, vnodes, cluster.address, cluster.store)
         chats: dict[str, list[str]] = {server.id: [] for server in SERVERS}
         for chat_id in scenario.chat_ids():
             chats[self._ledger.owner(chat_id)].append(chat_id)

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from proxy.commands.demo.cluster import DemoCluster
 
 
-def serve_until_stopped(*, port: int) -> int:
+def serve_until_stopped(*, port: int, store: str) -> int:
     """Start servers and proxy, say how to reach them, and end them all on Ctrl-C or SIGTERM, which returns 0.
 
-    `port` is as for `cluster.running`. Returns 1 when a process does not start or dies; its log is on stderr.
+    `port`, `store`: see `cluster.running`. Returns 1 when a process does not start or dies; its log is on stderr.
     """
     out = console()
     out.print("starting three reference servers and the proxy ...")
     try:
-        with running(port, keep_logs=False) as cluster:
+        with running(port, store, keep_logs=False) as cluster:
             _say_ready(out, cluster)
             cluster.children.wait_for_death()
     except ChildError as error:
@@ -46,5 +46,5 @@ def _say_ready(out: Console, cluster: DemoCluster) -> None:
         f"""  grpcurl -plaintext -d '{{"chat_id": "chat-007", "message": "hello"}}' """
         f"{cluster.address} chat.ChatService/PostMessage\n"
         f"""  grpcurl -plaintext -d '{{"server_id": "Server-A"}}' {cluster.address} chat.ChatService/GetCacheStats\n"""
-        "The servers share one SQLite file of sessions, which is removed at the end. Ctrl-C ends all.",
+        f"The servers share {cluster.store}; what the demo made for it is removed at the end. Ctrl-C ends all.",
     )

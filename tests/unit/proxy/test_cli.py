@@ -192,6 +192,7 @@ def test_share_with_equal_weights_has_the_plain_peak_to_mean(capsys):
         ["demo", "--delay", "nan"],
         ["demo", "--delay", "-1"],
         ["demo", "--port", "65533"],
+        ["demo", "--store", "mysql"],
         ["ring", "locate", "\udcff"],
     ],
 )
