@@ -34,6 +34,10 @@ ENV_PREFIX = "DISTRICHAT_BACKEND_"
 _KUBERNETES_NAMES = re.compile(r"(SERVICE_HOST|SERVICE_PORT|PORT)(_|$)")
 
 
+_SECRET = frozenset({"store.url", "engine.api_key"})
+"""Keys whose values may hold a password, and are not repeated."""
+
+
 def split_address(address: str) -> tuple[str, int]:
     """Host and port of `host:port` or `[IPv6]:port`; the host without brackets. Raises ValueError."""
     match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]]+)):([0-9]{1,5})", address)
@@ -178,7 +182,7 @@ class BackendSettings(_Group):
     def _writes_before_a_session_ends(self) -> Self:
         ttl = self.cache.session_ttl
         if self.store.durability == "write_back" and 0 < ttl <= 2 * self.store.write_interval:
-            raise ValueError(f"cache.session_ttl must be more than twice store.write_interval, not {ttl:g}")
+            raise ValueError(f"cache.session_ttl: must be more than twice store.write_interval, not {ttl:g}")
         return self
 
 
@@ -246,4 +250,8 @@ def _line(location: tuple[int | str, ...], problem: Mapping[str, Any]) -> str:
     if problem["type"] == "model_type":
         return f"{key}: must be a table, not {problem['input']!r}"
     text = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    if not key:
+        return text  # of settings that do not go together, which it names
+    if key in _SECRET:
+        return f"{key}: {text}"
     return f"{key}: {text}" if repr(problem["input"]) in text else f"{key}: {text}, not {problem['input']!r}"

@@ -16,13 +16,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from backend.errors import ConfigError, EngineError
+from backend.session import Message
 from tests.support.backend_server import GatedEngine, TestEngine, backend_process, chat_stub, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from backend.session import Message, Session
+    from backend.session import Session
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -180,6 +181,84 @@ async def test_an_engine_without_a_reply_is_internal_and_the_message_stays() -> 
                 await stub.PostMessage(ChatRequest(chat_id="chat"))
             assert caught.value.code() == grpc.StatusCode.INTERNAL
         assert list((await stub.GetCacheStats(chat_pb2.StatsRequest())).l1_chats) == ["chat"]
+
+
+@pytest.mark.parametrize("method", ["PostMessage", "StreamReply", "Chat"])
+async def test_a_client_that_cancels_stops_the_engine(method: str) -> None:
+    engine = GatedEngine()
+    async with serving(engine=engine) as server, chat_stub(server.address) as stub:
+        request = ChatRequest(chat_id="chat", message="hi")
+        call: Any = stub.Chat() if method == "Chat" else getattr(stub, method)(request)
+        if method == "Chat":
+            await call.write(request)
+        await engine.started.acquire()
+        call.cancel()
+        await engine.stopped.acquire()
+        assert (await server._cache.get_or_create("chat"))[0].length == 1
+
+
+async def test_a_client_that_dies_stops_the_engine() -> None:
+    engine = GatedEngine()
+    async with serving(engine=engine) as server:
+        async with chat_stub(server.address) as stub:
+            stream = stub.StreamReply(ChatRequest(chat_id="chat"))
+            assert (await read(stream)).token == "one"
+        await engine.stopped.acquire()
+
+
+async def test_a_slow_engine_on_one_chat_blocks_neither_it_nor_another() -> None:
+    """Messages are applied in the order they arrive, whether or not the replies before them are complete."""
+    engine = GatedEngine()
+    async with serving(engine=engine) as server, chat_stub(server.address) as stub:
+        first = asyncio.ensure_future(stub.PostMessage(ChatRequest(chat_id="slow", message="1")))
+        await engine.started.acquire()
+        later = [stub.StreamReply(ChatRequest(chat_id=chat, message="2")) for chat in ("slow", "other")]
+        for stream in later:
+            assert (await read(stream)).token == "one"
+        engine.gate.set()
+        assert (await first).message_count == 1
+        for stream, count in zip(later, (2, 1), strict=True):
+            assert (await read(stream)).token == " two"
+            assert (await read(stream)).response.message_count == count
+
+
+async def test_a_session_of_100_000_messages_is_served_like_any_other(tmp_path: Path) -> None:
+    store = {"url": f"sqlite:///{tmp_path}/a.db"}
+    async with serving(store=store) as server, chat_stub(server.address) as stub:
+        for start in range(0, 100_000, 10_000):
+            await server._store.extend(
+                "chat", [Message(f"{start + n}", message_id=f"{start + n}") for n in range(10_000)]
+            )
+        answer = await stub.PostMessage(ChatRequest(chat_id="chat", message="next"))
+        assert (answer.message_count, answer.cache_location) == (100_001, chat_pb2.CACHE_DISK)
+        assert 'Before it came: "99999"' in answer.reply
+        statistics = await stub.GetCacheStats(chat_pb2.StatsRequest())
+        assert statistics.l1_bytes < 100_000
+        ended = await stub.EndChat(chat_pb2.EndChatRequest(chat_id="chat"))
+        assert ended.message_count == 100_001
+
+
+async def test_a_session_larger_than_the_levels_is_served_from_the_store_and_counted(tmp_path: Path) -> None:
+    cache = {"l1_bytes": 5_000, "l2_bytes": 50_000}
+    store = {"url": f"sqlite:///{tmp_path}/a.db"}
+    async with serving(store=store, cache=cache) as server, chat_stub(server.address) as stub:
+        locations = []
+        for size in (1_000, 10_000, 60_000, 10):
+            answer = await stub.PostMessage(ChatRequest(chat_id="chat", message="x" * size))
+            locations.append(chat_pb2.CacheLocation.Name(answer.cache_location))
+        assert locations == ["CACHE_MISS", "CACHE_L1", "CACHE_L2", "CACHE_DISK"]
+        statistics = await stub.GetCacheStats(chat_pb2.StatsRequest())
+        assert (statistics.l1_max_bytes, statistics.l2_max_bytes) == (5_000, 50_000)
+        assert (statistics.l1_too_large, statistics.l2_too_large) == (3, 2)
+        assert (statistics.l1_bytes, statistics.l2_bytes) == (0, 0)
+
+
+async def test_end_chat_wants_an_id_and_a_server_that_stays() -> None:
+    async with serving() as server, chat_stub(server.address) as stub:
+        call = stub.EndChat(chat_pb2.EndChatRequest())
+        assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT
+        call = stub.EndChat(chat_pb2.EndChatRequest(chat_id="chat"), metadata=(("x-districhat-peer", "Server-X"),))
+        assert await call.code() == grpc.StatusCode.PERMISSION_DENIED
 
 
 async def test_a_store_that_fails_is_unavailable_and_never_a_success(tmp_path: Path) -> None:

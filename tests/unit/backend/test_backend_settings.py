@@ -20,6 +20,10 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+NO_ADDRESS = "must be host:port or [IPv6]:port with a port of at most 65535"
+TTL = "cache.session_ttl: must be more than twice store.write_interval, not 2"
+
+
 def write(tmp_path: Path, text: str) -> Path:
     file = tmp_path / "backend.toml"
     file.write_text(text, encoding="utf-8")
@@ -68,6 +72,16 @@ def test_settings_do_not_change() -> None:
             "[store]\nurl = 'mysql://x'",
             ["store.url: must be memory:, sqlite:///PATH or redis://HOST:PORT/DB, not 'mysql://x'"],
         ),
+        ("[store]\ndurability = 'none'", ["store.durability: should be 'write_through' or 'write_back', not 'none'"]),
+        ("[store]\ndedupe_window = 0", ["store.dedupe_window: should be greater than or equal to 1, not 0"]),
+        (
+            "[store]\nurl = 'redis://:secret@a:x'",
+            ["store.url: is no Redis URL (Port could not be cast to integer value as 'x')"],
+        ),
+        ("[engine]\nkind = 'openai'", ["engine: kind = \"openai\" needs url and model, not {'kind': 'openai'}"]),
+        ("[engine]\nurl = 'ftp://a'", [r"engine.url: String should match pattern '^(https?://\S+)?$', not 'ftp://a'"]),
+        ("[moves.peers]\na = 'x'", [f"moves.peers: a: {NO_ADDRESS}, not 'x', not {{'a': 'x'}}"]),
+        ("[store]\ndurability = 'write_back'\n[cache]\nsession_ttl = 2", [TTL]),
         ("id = ''", [r"id: String should match pattern '^\S+$', not ''"]),
         (
             "address = 'nowhere'",
