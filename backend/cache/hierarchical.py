@@ -122,6 +122,7 @@ class HierarchicalCache:
         self._unwritten = None if unwritten_limit is None else Unwritten(unwritten_limit)
         self._clock = clock or asyncio.get_running_loop().time
         self._locks = ChatLocks()
+        self._held = self._locks.held
         self._l1 = self.levels.l1
         self._in_l1 = self._l1.residents
         self._found = [0] * len(CacheLevel)
@@ -152,7 +153,7 @@ class HierarchicalCache:
         if unwritten is not None:
             # The fast path, 1 us: nobody else is at this chat, and nothing here waits, so the lock need not be taken.
             resident = self._in_l1.get(chat_id)
-            if resident is not None and chat_id not in self._locks.held:
+            if resident is not None and chat_id not in self._held:
                 applied = self._apply(resident, L1, message, unwritten)
                 if applied is not None:
                     return applied
@@ -353,17 +354,24 @@ class HierarchicalCache:
             if message_id in positions:
                 return self._repeated_in_memory(resident, level, positions[message_id])
             positions[message_id] = session.length + 1
-        unwritten.add(resident.chat_id, message)
-        # `_advance`, without the call: this is every message of write-back.
+        chat_id = resident.chat_id
+        # From here on three calls less, as this is every message of write-back: 0.15 us of 1.1.
+        waiting = unwritten.chats.get(chat_id)
+        if waiting is None:
+            unwritten.chats[chat_id] = [message]
+        else:
+            waiting.append(message)
+        unwritten.count += 1
+        # `_advance`:
         session, by = resident.append(message, session.epoch, self._keep)
         if ttl is not None:
             resident.used = self._clock()
         self._found[level] += 1
         l1 = self._l1
-        if resident.level is l1 and l1.max_bytes is None:  # and `CacheLevels.grew`
+        if resident.level is l1 and l1.max_bytes is None:  # and `CacheLevels.grew`.
             resident.size += by
             l1.bytes += by
-            l1.residents.move_to_end(resident.chat_id)
+            l1.residents.move_to_end(chat_id)
         else:
             self.levels.grew(resident, by)
         return session, level, False

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
 
 
 class Unwritten:
-    """By chat, in the order they were acknowledged. `limit`: the most messages of all chats."""
+    """By chat, in the order they were acknowledged. `limit`: the most messages of all chats. The cache adds to it by
+    itself (`HierarchicalCache._apply`), as that is done with every message.
+    """
 
     __slots__ = ("chats", "count", "limit")
 
@@ -17,15 +19,6 @@ class Unwritten:
         self.limit = limit
         self.count = 0
         self.chats: dict[str, list[Message]] = {}
-
-    def add(self, chat_id: str, message: Message) -> None:
-        """One more."""
-        messages = self.chats.get(chat_id)
-        if messages is None:
-            self.chats[chat_id] = [message]
-        else:
-            messages.append(message)
-        self.count += 1
 
     def of(self, chat_id: str) -> list[Message]:
         """The chat's, oldest first."""
