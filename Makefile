@@ -127,5 +127,9 @@ bench-scale: $(VENV)/.installed-test  ## bytes per connection, stream and server
 bench-faults: $(VENV)/.installed-peers  ## servers restarted, killed, hung: ours beside Envoy, HAProxy and nginx
 	@$(BIN)/python -m bench.faults $(ARGS)
 
+.PHONY: screenshot
+screenshot: $(VENV)/.installed-test  ## docs/dashboard.png, from a real browser (ARGS="--all --directory DIR")
+	@$(BIN)/python -m tests.browser.screenshot $(ARGS)
+
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,6 +1,7 @@
-// Numbers for people. A number that is not known is a dash, never a zero.
+// Numbers for people. A number that is not known is a dash, never a zero; number and unit stay on one line.
 
 const UNKNOWN = "–";
+const SPACE = "\u00a0";
 const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
 
 /** A count, with groups of three digits. */
@@ -16,27 +17,27 @@ export function rate(value) {
 export function percent(value, digits = 1) {
   if (!known(value)) return UNKNOWN;
   const least = 10 ** -digits / 100;
-  if (value > 0 && value < least / 2) return `< ${(least * 100).toFixed(digits)} %`;
-  return `${(value * 100).toFixed(digits)} %`;
+  if (value > 0 && value < least / 2) return `<${SPACE}${(least * 100).toFixed(digits)}${SPACE}%`;
+  return `${(value * 100).toFixed(digits)}${SPACE}%`;
 }
 
 /** Seconds, in the unit that gives one to three digits before the point. */
 export function duration(seconds) {
   if (!known(seconds)) return UNKNOWN;
   const ms = seconds * 1000;
-  if (ms < 1) return `${Math.round(ms * 1000)} µs`;
-  if (ms < 10) return `${ms.toFixed(1)} ms`;
-  if (ms < 1000) return `${Math.round(ms)} ms`;
-  return seconds < 100 ? `${seconds.toFixed(1)} s` : `${Math.round(seconds)} s`;
+  if (ms < 1) return `${Math.round(ms * 1000)}${SPACE}µs`;
+  if (ms < 10) return `${ms.toFixed(1)}${SPACE}ms`;
+  if (ms < 1000) return `${Math.round(ms)}${SPACE}ms`;
+  return seconds < 100 ? `${seconds.toFixed(1)}${SPACE}s` : `${Math.round(seconds)}${SPACE}s`;
 }
 
 /** How long ago, roughly: what one wants to know of a state. */
 export function age(seconds) {
   if (!known(seconds)) return UNKNOWN;
-  if (seconds < 60) return `${Math.max(0, Math.floor(seconds))} s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min`;
-  if (seconds < 86400) return `${Math.floor(seconds / 3600)} h`;
-  return `${Math.floor(seconds / 86400)} d`;
+  if (seconds < 60) return `${Math.max(0, Math.floor(seconds))}${SPACE}s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)}${SPACE}min`;
+  if (seconds < 86400) return `${Math.floor(seconds / 3600)}${SPACE}h`;
+  return `${Math.floor(seconds / 86400)}${SPACE}d`;
 }
 
 /** The time of day, here. */
