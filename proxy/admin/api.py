@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Final, TypeVar
 
@@ -11,6 +12,7 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from proxy.admin import metrics, schema
+from proxy.admin.events import Subscription
 from proxy.admin.guard import ProblemError
 from proxy.admin.ports import AdminPort, LastServerError, ReloadRefusedError
 from proxy.admin.ring_view import RingView, RingViews
@@ -218,18 +220,26 @@ class Api:
         after = int(last) if last.isascii() and last.isdigit() and len(last) < 16 else None
         with bus.subscribe(after) as subscription:
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
-            await response.prepare(request)
-            await response.write(b": the events of this proxy\n\n")
-            while True:
-                try:
-                    async with asyncio.timeout(HEARTBEAT):
-                        events = await subscription.next()
-                except TimeoutError:
-                    await response.write(b": still here\n\n")
-                    continue
-                if events is None:
-                    return response
-                await response.write(b"".join(map(_message, events)))
+            # Nobody says goodbye who closes a page: it is seen when something is written.
+            with suppress(ConnectionResetError):
+                await response.prepare(request)
+                await response.write(b": the events of this proxy\n\n")
+                await _pass_on(subscription, response)
+            return response
+
+
+async def _pass_on(subscription: Subscription, response: web.StreamResponse) -> None:
+    """Write events until there will be no more. Raises ConnectionResetError if the reader is gone."""
+    while True:
+        try:
+            async with asyncio.timeout(HEARTBEAT):
+                events = await subscription.next()
+        except TimeoutError:
+            await response.write(b": still here\n\n")
+            continue
+        if events is None:
+            return
+        await response.write(b"".join(map(_message, events)))
 
 
 def _message(event: schema.Event) -> bytes:

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from itertools import pairwise
 
 import pytest
+from aiohttp import ClientConnectionResetError, web
 
 from proxy.admin import schema
 from proxy.balancing.hashing import RING_SIZE
@@ -375,6 +376,19 @@ async def test_too_many_watchers_are_refused(world, connect):
     client = await connect(world, max_watchers=1)
     async with client.get("/api/events"):
         await refused(await client.get("/api/events"), HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+async def test_a_reader_of_events_who_goes_away_is_no_error(world, connect, caplog, monkeypatch):
+    # There is a moment in which the transport is closing and nobody has been told yet; only then does a write fail.
+    async def write(_response, _data):
+        raise ClientConnectionResetError("Cannot write to closing transport")
+
+    monkeypatch.setattr(web.StreamResponse, "write", write)
+    client = await connect(world)
+    async with client.get("/api/events") as response:
+        await response.read()
+    assert world.whole.admin_port.events.listeners == 0
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_streams_of_events_end_with_the_proxy(world, connect):
