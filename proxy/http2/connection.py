@@ -3,7 +3,7 @@
 Rules of this file:
 
 1. It does not know which side of a call it serves; that is what the subclasses are for.
-2. Reading never waits for writing (helidon #12182): `receive` parses everything at once, whatever is blocked.
+2. Reading never waits for writing (helidon #12182): `buffer_updated` parses everything at once, whatever is blocked.
 3. What was received stays owed to its sender until the other side's connection has taken it: see `owed` and `slack`.
 """
 
@@ -157,13 +157,10 @@ class Http2Connection:
         return ARRIVALS
 
     def buffer_updated(self, nbytes: int) -> None:
-        """So many bytes are there."""
-        self.receive(ARRIVALS[:nbytes])
-
-    def receive(self, data: bytes | memoryview) -> None:
-        """Take bytes from the peer and hand out what they mean. They are not kept."""
+        """So many bytes are there: take them, and hand out what they mean."""
         if self.closed:
             return
+        data = ARRIVALS[:nbytes]
         clock = self.pass_clock
         if not clock.fresh:
             clock.time = clock.read()
