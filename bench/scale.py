@@ -45,9 +45,28 @@ if TYPE_CHECKING:
 _READY_WITHIN: Final = 60.0
 _PATIENCE: Final = 30.0
 _MIB: Final = 1_048_576
-_UNTUNED: Final = (
-    "import sys, proxy.memory; proxy.memory.settle = lambda: None; from proxy.cli import main; sys.exit(main())"
-)
+_WATCHED: Final = """
+import atexit, gc, json, sys, time
+import proxy.memory
+from proxy.cli import main
+
+settle, pauses, begun = proxy.memory.settle, [], [0.0]
+
+def watch(phase, info):
+    if phase == "start":
+        begun[0] = time.perf_counter()
+    else:
+        pauses.append(time.perf_counter() - begun[0])
+
+def start():
+    TUNED and settle()
+    gc.callbacks.append(watch)
+
+proxy.memory.settle = start
+atexit.register(lambda: print("pauses", json.dumps(pauses), flush=True))
+sys.exit(main())
+"""
+"""The proxy, with its collections timed from the moment on when it is up."""
 _HEADERS: Final = (
     (b":method", b"POST"),
     (b":scheme", b"http"),
@@ -105,13 +124,15 @@ class Bench:
         self._number = 0
 
     @contextlib.contextmanager
-    def proxy(self, *, workers: int = 1, endpoints: int = 3, tuned: bool = True) -> Iterator[Running]:
-        """A proxy in front of the backends, `endpoints` names for them."""
+    def proxy(self, *, workers: int = 1, endpoints: int = 3, tuned: bool | None = None) -> Iterator[Running]:
+        """A proxy in front of the backends, `endpoints` names for them. `tuned`: with its collections timed, and our
+        settings of the collector or not.
+        """
         self._number += 1
         port, admin = free_port(), free_port()
         config = self._directory / f"proxy-{self._number}.toml"
         config.write_text(self._config(port, admin, workers, endpoints), encoding="utf-8")
-        program = ["-m", "proxy"] if tuned else ["-c", _UNTUNED]
+        program = ["-m", "proxy"] if tuned is None else ["-c", _WATCHED.replace("TUNED", str(tuned))]
         command = [sys.executable, *program, "serve", "--config", str(config)]
         log = self._directory / f"proxy-{self._number}.log"
         with Process("districhat", command, self._cpus, log) as process:
@@ -200,11 +221,11 @@ class Bench:
         return Latencies(**result["latencies"])
 
     def gc(self, count: int) -> list[str]:
-        """Latencies at a fixed rate with Python's own settings of the garbage collector, and with ours."""
+        """Latencies at a fixed rate, and collections, with Python's own settings of the garbage collector and ours."""
         found: dict[bool, list[Latencies]] = {False: [], True: []}
         with (
             self.proxy(tuned=False) as plain,
-            self.proxy() as ours,
+            self.proxy(tuned=True) as ours,
             _clients(plain.port, count, ClientConnection),
             _clients(ours.port, count, ClientConnection),
         ):
@@ -213,9 +234,14 @@ class Bench:
                     latencies = self.load(self.orders(proxy, "64x1", 6000, 2000.0)).latencies
                     if latencies is not None:
                         found[tuned].append(latencies)
+            seconds = 3.0 * self._rounds
         head = f"garbage collector, 2,000 calls/s beside {count:,} idle connections, medians of {self._rounds}:"
         names = {False: "Python's settings", True: "frozen after the start, larger thresholds"}
-        return [head, *(f"  {names[tuned]}: {_shown(_medians(each))}" for tuned, each in found.items())]
+        pauses = {False: _pauses(plain, seconds), True: _pauses(ours, seconds)}
+        return [
+            head,
+            *(f"  {names[tuned]}: {_shown(_medians(each))}; {pauses[tuned]}" for tuned, each in found.items()),
+        ]
 
     def workers(self, count: int) -> list[str]:
         """Calls per second and CPU per call of one worker and of `count`."""
@@ -268,6 +294,13 @@ def _clients(port: int, count: int, kind: type[_T]) -> Iterator[list[tuple[_T, s
     finally:
         for _, sock in clients:
             sock.close()
+
+
+def _pauses(proxy: Running, seconds: float) -> str:
+    """What the collections of a proxy that has ended took."""
+    pauses = json.loads(proxy.process.output().rpartition("pauses ")[2])
+    share = sum(pauses) / seconds
+    return f"{len(pauses)} collections, {share:.2%} of the time, the longest {max(pauses, default=0) * 1000:.1f} ms"
 
 
 def _until(condition: Callable[[], bool], what: str) -> None:

@@ -177,9 +177,10 @@ class DataPlane:
         self.listener.configure(listener)
         self.backlog.configure(settings.limits.max_buffered_per_connection, settings.limits.max_buffered)
         present = set(self.cluster.snapshot)
+        limits = limits_of_servers(settings.upstream)
         for endpoint, pool in self.pools.items():
             pool.settings = settings.upstream
-            pool.limits = limits_of_servers(settings.upstream)
+            pool.limits = limits
             endpoint.max_calls = settings.limits.max_calls_per_endpoint
             if endpoint not in present:
                 pool.drain()

@@ -77,9 +77,9 @@ class Reloader:
         if there is a mistake in it. A second reload waits for the first.
         """
         async with self._one_at_a_time:
-            # In a thread: a file with a thousand servers takes a tenth of a second to read.
-            new = await asyncio.get_running_loop().run_in_executor(None, load_settings, self._path)
-            found = tuple(differences(self.settings, new))
+            # In a thread, though that only helps between the pieces: a file with a thousand servers takes a tenth of a
+            # second to read, and its validation holds the interpreter. A parent of workers carries no calls.
+            new, found = await asyncio.get_running_loop().run_in_executor(None, self._read)
             held_back = tuple(each for each in found if needs_restart(each.key))
             applied = tuple(each for each in found if not needs_restart(each.key))
             effective = keeping(self.settings, new)
@@ -91,6 +91,10 @@ class Reloader:
             log.warning("reload: %s: needs a restart, and is ignored until then", change)
         log.info("reloaded: %d changes, %d more need a restart; snapshot %d", len(applied), len(held_back), version)
         return Reloaded(applied, held_back, version)
+
+    def _read(self) -> tuple[Settings, tuple[Change, ...]]:
+        new = load_settings(self._path)
+        return new, tuple(differences(self.settings, new))
 
     def want(self) -> None:
         """Have `follow` reload, now or when it runs: for signals. Many at a time are one."""

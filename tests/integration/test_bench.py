@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +36,17 @@ def test_the_benchmark_measures_every_kind_of_load_without_a_failed_call(tmp_pat
         ("8x32", "grpc.aio"),
         ("64x1", "grpc.aio"),
     }
+
+
+def test_the_scale_benchmark_tells_what_each_thing_costs() -> None:
+    need("nghttpd", "nghttp2-server")
+    run = subprocess.run(
+        [sys.executable, "-m", "bench.scale", "connections", "streams", "--scale", "0.02"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert re.search(r"^200 idle connections: [0-9,]+ bytes each", run.stdout, re.MULTILINE)
+    assert re.search(r"^100 streams: -?[0-9,]+ bytes each", run.stdout, re.MULTILINE)

@@ -244,3 +244,33 @@ async def test_off_means_that_nothing_runs() -> None:
     await checker.start()
     assert asyncio.all_tasks() == before
     await checker.stop()
+
+
+async def test_new_settings_restart_the_checks_and_new_members_are_checked_before_it_returns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    probes: dict[str, list[FakeProbe]] = {}
+
+    def probe(address: Address, *_: object) -> FakeProbe:
+        made = FakeProbe(PASSED)
+        probes.setdefault(str(address), []).append(made)
+        return made
+
+    monkeypatch.setattr("proxy.control.health.Probe", probe)
+    a, b = (Endpoint(name, Address("10.0.0.1", port)) for port, name in enumerate("AB", 1))
+    settings = HealthSettings.model_validate(NEVER)
+    checker = HealthChecker([a], settings)
+    await checker.start()
+    await checker.configure([a, b], settings, {}, {})
+    assert [each.checks for each in probes["10.0.0.1:2"]] == [1], "the new one was not checked"
+    assert len(probes["10.0.0.1:1"]) == 1, "the other was disturbed"
+    await checker.configure([b], settings, {}, {})
+    assert probes["10.0.0.1:1"][0].closed == 1
+    await checker.configure([b], settings, {"B": Address("10.0.0.1", 9)}, {})
+    assert probes["10.0.0.1:2"][0].closed == 1
+    assert probes["10.0.0.1:9"][0].checks == 1, "its checks have moved"
+    b.block(Cause.HEALTH, "timed out")
+    await checker.configure([b], HealthSettings(kind="off"), {}, {})
+    assert probes["10.0.0.1:9"][0].closed == 1
+    assert b.available, "nobody checks, so nobody can say that it is unhealthy"
+    await checker.stop()
