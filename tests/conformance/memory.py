@@ -122,18 +122,29 @@ def _send(world: World, peer: RawPeer, data: bytes, cut: Cut, *, paced: bool) ->
     world.cut = whole
 
 
+def no_strays(world: World) -> None:
+    """Every call that a living connection counts has its stream there: none that ended is still waited for."""
+    upstream = [each for pool in world.proxy.pools.values() for each in pool.connections]
+    for connection in (*world.proxy.listener.connections, *upstream):
+        if not connection.closed:
+            for sid in connection.calls:
+                connection.engine.stream_remote_window_size(sid)  # raises if the engine does not know it
+
+
 def replay_client(data: bytes, cut: Cut = whole, *, paced: bool = False, patience: float = PATIENCE) -> str:
     """A client that sends `data` to a proxy before servers that echo, and then leaves. Returns the proxy's verdict.
 
     `cut`: into which pieces. They arrive in one pass of the loop, or, if `paced`, each after all that the one before
     brought about. `patience`: seconds of the world's clock to wait for what comes of it later.
 
-    Fails if the proxy raises, reports a bug, keeps anything of the client, or cannot serve the next one.
+    Fails if the proxy raises, reports a bug, waits for what has ended, keeps anything of the client, or cannot serve
+    the next one.
     """
     with no_bugs():
         world = World(endpoints=endpoints("A"), ring=SMALL_RING).echoing().start()
         peer = raw_client(world)
         _send(world, peer, data, cut, paced=paced)
+        no_strays(world)
         found = peer.verdict
         good_call(world)
         if peer.connected:
@@ -165,6 +176,7 @@ def replay_server(data: bytes, cut: Cut = whole, *, paced: bool = False, patienc
         world.run()
         assert sid in world.proxy.pools[world.proxy.cluster.snapshot.by_id["A"]].connections[0].calls
         _send(world, peer, data, cut, paced=paced)
+        no_strays(world)
         found = peer.verdict
         world.server("A").on_request = echo
         if peer.connected:
