@@ -1,13 +1,14 @@
 """An hour of trouble: `python -m tests.fault.chaos --seconds 3600 --seed 7`.
 
 Ledger servers, a proxy, and grpcio clients with unary and streaming calls, while servers are killed, stopped,
-restarted, cut off and have their connections cut, by a schedule that follows from the seed. At the end the ledger must
-show:
+restarted, drained by the operator, cut off and have their connections cut, by a schedule that follows from the seed. At
+the end the ledger must show:
 
 1. Each call has exactly one final status, and none was stuck.
 2. A call that went well was executed exactly once, and none was executed twice.
 3. A chat's calls ran at its owner, unless the owner was absent, and then at the next server on the ring that was not.
-4. A call failed only if something happened to a server at that time, and never if it has an idempotency key.
+4. A call failed only if something worse than a drain happened to a server at that time, and never if it has an
+   idempotency key.
 5. Every server gets its chats back.
 6. Nothing is left: no call at the servers, no descriptor of the proxy; and the proxy reports no bug of its own.
 
@@ -28,8 +29,11 @@ import time
 from collections import Counter
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import aiohttp
 
 from tests.support.fault import EVERY_KIND, GENEROUS, SOON, came_home, config, failed
 from tests.support.ledger_cluster import IDS, LedgerCluster, own_address
@@ -77,7 +81,7 @@ class Trouble:
 def schedule(seed: int, driver: int, *, with_network: bool) -> Iterator[Trouble]:
     """Trouble without end, the same for the same seed."""
     chance = random.Random(f"{seed} {driver}")
-    actions = ["kill", "kill", "stop", "restart", "restart", "client"]
+    actions = ["kill", "kill", "stop", "restart", "restart", "drain", "client"]
     if with_network:
         actions += ["partition", "cut", "cut"]
     while True:
@@ -138,6 +142,10 @@ class Chaos:
             server.signal(signal.SIGCONT)
         elif trouble.action == "restart":
             await server.restart()
+        elif trouble.action == "drain":
+            await self.operator(server.id, "drain")
+            await self.rest(trouble.hold)
+            await self.operator(server.id, "undrain")
         elif self.net is not None and trouble.action == "cut":
             self.net.near.kill_connections(self.net.links[server.id].address)
         elif self.net is not None:
@@ -149,6 +157,13 @@ class Chaos:
         self.note(f"{server.id} has its chats back")
         self.absences.append(Absence(server.id, trouble.action, begin, time.monotonic() + SLACK))
 
+    async def operator(self, server_id: str, verb: str) -> None:
+        """Ask the proxy's admin server to drain the server, or to undrain it."""
+        url = f"{await self.proxy.admin_url()}/api/endpoints/{server_id}/{verb}"
+        body = {"force": True} if verb == "drain" else {}
+        async with aiohttp.ClientSession() as session, session.post(url, json=body) as response:
+            assert response.status == HTTPStatus.OK, await response.text()
+
     def descriptors(self) -> int:
         """Open files of the proxy."""
         return len(os.listdir(f"/proc/{self.proxy.pid}/fd"))  # noqa: PTH208 - /proc, not a directory of ours
@@ -159,7 +174,10 @@ class Chaos:
             record
             for record in failed(records)
             if not record.abandoned
-            and (record.kind == "keyed" or not any(absence.explains(record) for absence in self.absences))
+            and (
+                record.kind == "keyed"
+                or not any(each.explains(record) for each in self.absences if each.why != "drain")
+            )
         ]
 
 
@@ -175,7 +193,8 @@ async def chaos(directory: Path, seconds: float, seed: int, rate: float, net: Ne
                 address = f"{net.links[server_id].address}:50051"
                 cluster.add(server_id, address, launcher=net.far[server_id].launcher)
         await cluster.start()
-        text = config(cluster.addresses(), upstream=SOON, retry=GENEROUS, health=HEALTH, outlier=OUTLIER)
+        admin: Table = {"address": "127.0.0.1:0"}
+        text = config(cluster.addresses(), upstream=SOON, retry=GENEROUS, health=HEALTH, outlier=OUTLIER, admin=admin)
         proxy = await stack.enter_async_context(proxy_process(directory, text))
         load = Load(proxy.address, CHATS, kinds=EVERY_KIND, workers=16, channels=4, rate=rate, delay_ms=3)
         run = Chaos(seed, cluster, net, proxy, load)
