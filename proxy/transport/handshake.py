@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, Protocol, cast
 
 from proxy.transport.downstream import NOT_HTTP2, DownstreamConnection
@@ -28,14 +29,18 @@ ACCEPT_PAUSE: Final = 1.0
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
+Objection = tuple[str, str]
+"""Why a client gets no connection: the name of a limit's counter, and a few words for people."""
+
+
 class Keeper(Protocol):
     """Who counts the clients, by their addresses without port (None: it has none)."""
 
     def begin_handshake(self, client: str | None) -> bool:
         """Whether there is room for one more; `end_handshake` must follow if there is."""
 
-    def end_handshake(self, client: str | None, objection: tuple[str, str] | None = None) -> None:
-        """The client is about to get its connection, or gets none: by which limit, and why."""
+    def end_handshake(self, client: str | None, objection: Objection | None = None) -> None:
+        """The client is about to get its connection, or gets none, for that reason or because it has left."""
 
     def connection(self) -> DownstreamConnection:
         """What a client gets that can begin to speak HTTP/2."""
@@ -50,7 +55,7 @@ class TlsServer:
         self._tls = tls
         self._backlog = backlog
         self._keeper = keeper
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._handshakes: set[asyncio.Task[Objection | None]] = set()
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
 
@@ -102,13 +107,13 @@ class TlsServer:
                 accepted.close()
                 continue
             accepted.setblocking(False)  # noqa: FBT003 - as above
-            task = self._loop.create_task(self._secure(accepted, client), name="TLS handshake")
+            handshake = _Handshake(self._tls, self._keeper, client, self._loop.create_future())
+            task = self._loop.create_task(self._secure(accepted, handshake), name="TLS handshake")
             self._handshakes.add(task)
-            task.add_done_callback(self._handshakes.discard)
+            # Not at the end of the task: one that is cancelled before it began has none.
+            task.add_done_callback(partial(self._ended, handshake))
 
-    async def _secure(self, accepted: socket.socket, client: str | None) -> None:
-        handshake = _Handshake(self._tls, self._keeper, client, self._loop.create_future())
-        objection = None
+    async def _secure(self, accepted: socket.socket, handshake: _Handshake) -> Objection | None:
         try:
             await self._loop.connect_accepted_socket(
                 lambda: handshake,
@@ -117,27 +122,33 @@ class TlsServer:
                 ssl_handshake_timeout=self._tls.handshake_timeout,
                 ssl_shutdown_timeout=CLOSE_NOTIFY_TIMEOUT,
             )
-            objection = await handshake.over
         except OSError as error:  # ssl.SSLError is one
-            objection = "tls_handshake", f"TLS handshake failed: {reason(error)}"
-        finally:
-            if not handshake.succeeded:
-                self._keeper.end_handshake(client, objection)
+            return "tls_handshake", f"TLS handshake failed: {reason(error)}"
+        return await handshake.over
+
+    def _ended(self, handshake: _Handshake, task: asyncio.Task[Objection | None]) -> None:
+        self._handshakes.discard(task)
+        bug = None if task.cancelled() else task.exception()
+        if bug is not None:
+            log.error("a bug ended a TLS handshake", exc_info=bug)
+        if not handshake.succeeded:
+            objection = None if task.cancelled() or bug is not None else task.result()
+            self._keeper.end_handshake(handshake.client, objection)
 
 
 class _Handshake(asyncio.Protocol):
     """A client that gets a connection once its handshake is over, or nothing but a goodbye."""
 
     def __init__(
-        self, tls: ServerTls, keeper: Keeper, client: str | None, over: asyncio.Future[tuple[str, str] | None]
+        self, tls: ServerTls, keeper: Keeper, client: str | None, over: asyncio.Future[Objection | None]
     ) -> None:
         self._tls = tls
         self._keeper = keeper
-        self._client = client
-        self._objection: tuple[str, str] | None = None
+        self._objection: Objection | None = None
+        self.client = client
         self.succeeded = False
         self.over = over
-        """Done when it has its connection, or is gone: by which limit it got none, and why."""
+        """Done when it has its connection, or is gone."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Not isinstance: uvloop's transports have the interface, but not the base class.
@@ -154,7 +165,7 @@ class _Handshake(asyncio.Protocol):
             wire.close()
         else:
             self.succeeded = True
-            self._keeper.end_handshake(self._client)
+            self._keeper.end_handshake(self.client)
             self.over.set_result(None)
             connection = self._keeper.connection()
             wire.set_protocol(connection)

@@ -17,7 +17,7 @@ from proxy.transport.client_clock import ClientLimits
 from proxy.transport.client_sweeper import DRAIN_NOTICE, ClientSweeper
 from proxy.transport.containment import contained
 from proxy.transport.downstream import LAST_WORDS, DownstreamConnection
-from proxy.transport.handshake import TlsServer
+from proxy.transport.handshake import Objection, TlsServer
 from proxy.transport.reactor import Reactor
 from proxy.transport.settings import ListenerSettings
 from proxy.transport.tls import ServerTls
@@ -56,7 +56,7 @@ class Listener:
         self._outbox = outbox
         self._servers: list[asyncio.Server | TlsServer] = []
         self._empty = asyncio.Event()
-        self._empty.set()
+        """There may be nobody left."""
         self._accepting = True
         self._draining = False
         self._cut_off = 0
@@ -128,13 +128,10 @@ class Listener:
             return False
         self._handshakes += 1
         self._count(client)
-        self._empty.clear()
         return True
 
-    def end_handshake(self, client: str | None, objection: tuple[str, str] | None = None) -> None:
-        """The client is about to get its connection, or gets none: `objection` says by which limit, and why, if it is
-        still there to be told.
-        """
+    def end_handshake(self, client: str | None, objection: Objection | None = None) -> None:
+        """The client is about to get its connection, or gets none, for that reason or because it has left."""
         self._handshakes -= 1
         self._uncount(client)
         if objection is not None:
@@ -180,7 +177,6 @@ class Listener:
         connection.address = client
         self.connections.add(connection)
         self.sweeper.opened(connection)
-        self._empty.clear()
         if self._draining:
             connection.start_drain()  # was accepted just before we stopped
 
@@ -205,7 +201,9 @@ class Listener:
             self._reactor.call_later(grace, self._end_calls),
             self._reactor.call_later(grace + LAST_WORDS, self._abort),
         )
-        await self._empty.wait()
+        while self.connections or self._handshakes:  # a handshake that has ended may have become a connection
+            self._empty.clear()
+            await self._empty.wait()
         for timer in timers:
             timer.cancel()
         self.sweeper.stop()

@@ -296,6 +296,32 @@ async def test_a_client_that_does_not_finish_its_handshake_is_given_up_and_distu
         assert await served_by(proxy, certificate.client_credentials()) == "A"
 
 
+async def test_clients_count_from_their_connect_on_whether_they_finish_their_handshake_or_not(
+    tmp_path: Path, certificate: Certificate
+) -> None:
+    tables: dict[str, Table] = {"listener": {"max_connections_per_client": 3}}
+    async with (
+        echo_servers("A") as servers,
+        secure_proxy(tmp_path, certificate, *servers, tables=tables, handshake_timeout=60.0) as proxy,
+    ):
+        silent = [await asyncio.open_connection("127.0.0.1", proxy.port) for _ in range(3)]
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        assert await reader.read() == b""
+        assert "limit connections_per_client: client 127.0.0.1: 3 connections are open" in proxy.log()
+        for _, each in (*silent, (reader, writer)):
+            each.close()
+
+        async def has_room() -> bool:
+            try:
+                return await served_by(proxy, certificate.client_credentials()) == "A"
+            except grpc.aio.AioRpcError:
+                return False
+
+        async with asyncio.timeout(PATIENCE):
+            while not await has_room():
+                pass
+
+
 async def test_a_resumed_session_is_no_way_round_the_list_of_names(
     tmp_path: Path, ca: Authority, certificate: Certificate, visitor: Certificate
 ) -> None:
