@@ -38,8 +38,9 @@ class FailbackSettings(BaseModel):
 
 
 PREVIOUS_OWNER: Final = b"x-districhat-previous-owner"
-RING_CHANGE_TIME: Final = 3600.0
-"""Seconds after a change of the ring for which moves due to it are announced: every call pays a little meanwhile."""
+ANNOUNCE_TIME: Final = 3600.0
+"""Seconds after a change of the ring for which moves due to it are announced, and after its last call for which the
+return of a chat is: every call pays a little while there is anything to announce."""
 
 
 class DisplacedChats:
@@ -93,6 +94,7 @@ class DisplacedChats:
         """The server that `key` shall go to instead of its owner; None: home. Counts as a use."""
         entry = self.chats.get(key)
         if entry is None:
+            self._forget_oldest(now)
             return None
         endpoint, used = entry
         if self._immediate or now - used >= self._idle_time or not endpoint.available:
@@ -121,7 +123,7 @@ class DisplacedChats:
             before = entry[0].id
         elif self._former is not None and key not in self._settled:
             before = self._former[0].owner(key).id
-            if now - self._former[1] >= RING_CHANGE_TIME:
+            if now - self._former[1] >= ANNOUNCE_TIME:
                 self._forget_former()
         else:
             before = owner.id
@@ -149,6 +151,14 @@ class DisplacedChats:
             if len(self._settled) > self._max:
                 self._forget_former()
         self._watch()
+
+    def _forget_oldest(self, now: float) -> None:
+        """A chat that would go home, and had no call for very long: nothing of it is left to announce."""
+        for key, (_, used) in self.chats.items():
+            if (self._immediate or now - used >= self._idle_time) and now - used >= ANNOUNCE_TIME:
+                del self.chats[key]
+                self._watch()
+            return
 
     def _forget_former(self) -> None:
         self._former = None

@@ -6,7 +6,7 @@ from proxy.balancing.settings import RingSettings
 from proxy.cluster.address import Address
 from proxy.cluster.endpoint import Cause, Endpoint
 from proxy.cluster.snapshot import ClusterSnapshot
-from proxy.forwarding.failback import RING_CHANGE_TIME, DisplacedChats, FailbackSettings
+from proxy.forwarding.failback import ANNOUNCE_TIME, DisplacedChats, FailbackSettings
 from proxy.slices import at_once
 
 KEYS = [b"chat-%d" % number for number in range(200)]
@@ -141,7 +141,7 @@ def test_after_a_change_of_the_ring_the_chats_it_moved_are_announced_until_answe
 
 def test_a_change_of_the_ring_is_forgotten_in_time_and_within_bounds() -> None:
     old, new = snapshot("A", "B"), snapshot("A", "B", "C")
-    for settings, now, homes in ((FailbackSettings(), RING_CHANGE_TIME, 0), (FailbackSettings(max_chats=5), 0.0, 6)):
+    for settings, now, homes in ((FailbackSettings(), ANNOUNCE_TIME, 0), (FailbackSettings(max_chats=5), 0.0, 6)):
         displaced = DisplacedChats(settings, old)
         displaced.configure(settings, new, 0.0)
         for number in range(homes):
@@ -154,3 +154,17 @@ def test_other_settings_with_the_same_ring_announce_nothing() -> None:
     displaced = DisplacedChats(FailbackSettings(), snapshot("A", "B"))
     displaced.configure(FailbackSettings(idle_time=5), snapshot("B", "A"), 0.0)
     assert not displaced.watching
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("immediate", 0), ("idle", 0), ("never", 3)])
+def test_chats_without_a_call_for_very_long_are_forgotten_unless_they_stay_for_good(mode: str, kept: int) -> None:
+    there, displaced = chats(mode=mode)
+    for number in range(3):
+        displaced.served(b"%d" % number, there, 0.0)
+    for _ in range(5):
+        displaced.find(b"another", ANNOUNCE_TIME - 1.0)
+    assert len(displaced.chats) == 3
+    for _ in range(5):
+        displaced.find(b"another", ANNOUNCE_TIME)
+    assert len(displaced.chats) == kept
+    assert displaced.watching == bool(kept)
