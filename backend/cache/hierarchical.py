@@ -321,6 +321,8 @@ class HierarchicalCache:
     def _advance(self, resident: Resident, level: CacheLevel, message: Message, epoch: int) -> Session:
         """The session in memory goes on by one message that is safe, and is now the most recent."""
         session, by = resident.append(message, epoch, self._keep)
+        if resident.positions is not None and message.message_id:
+            resident.positions[message.message_id] = session.length
         if self._ttl is not None:
             resident.used = self._clock()
         self._found[level] += 1

@@ -94,6 +94,15 @@ async def test_beyond_its_limit_messages_are_written_through() -> None:
     assert cache.statistics().unwritten == 1
 
 
+async def test_a_message_that_was_written_through_is_known_in_memory_too() -> None:
+    cache = HierarchicalCache(store=CountingStore(), unwritten_limit=1)
+    for text in "abc":
+        assert not (await cache.add_message("chat", named(text)))[2]
+    for position, text in enumerate("abc", start=1):
+        session, level, duplicate = await cache.add_message("chat", named(text))
+        assert (session.length, level, duplicate) == (position, CacheLevel.L1, True)
+
+
 async def test_a_store_that_is_away_fails_messages_beyond_the_limit_and_none_is_lost() -> None:
     store = CountingStore()
     cache = HierarchicalCache(store=store, unwritten_limit=2)
