@@ -261,7 +261,7 @@ async def test_under_load_a_restart_of_redis_loses_and_doubles_nothing(redis: Re
 
 
 async def test_a_redis_that_hangs_is_unavailable_in_time_and_then_goes_on(redis: RedisServer) -> None:
-    async with serving_on(redis, timeout=0.2) as (_, stub):
+    async with serving_on(redis, timeout=1.0) as (_, stub):
         await post(stub, "1")
         redis.send_signal(signal.SIGSTOP)
         try:
