@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import cache
 from http import HTTPStatus
 from typing import Final, TypeVar
 
@@ -31,7 +33,7 @@ MAX_KEY: Final = 4096
 DECISIONS: Final = 100
 MAX_DECISIONS: Final = 1000
 CANDIDATES: Final = 16
-MAX_CANDIDATES: Final = 1000
+MAX_CANDIDATES: Final = 100
 
 _Body = TypeVar("_Body", bound=BaseModel)
 
@@ -83,7 +85,7 @@ class Api:
 
     async def json_schema(self, _request: web.Request) -> web.Response:
         """The JSON schema of all bodies."""
-        return web.json_response(schema.json_schema())
+        return web.Response(body=_schema(), content_type="application/json")
 
     async def config(self, _request: web.Request) -> web.Response:
         """The settings that hold."""
@@ -91,7 +93,9 @@ class Api:
 
     async def endpoints(self, _request: web.Request) -> web.Response:
         """Every server."""
-        return _json(await self._proxy.endpoints())
+        told = await self._proxy.endpoints()
+        body = await _listed(told.model_copy(update={"endpoints": ()}), "endpoints", told.endpoints)
+        return web.Response(body=body, content_type="application/json")
 
     async def ring(self, request: web.Request) -> web.StreamResponse:
         """The ring: large, so it is made in slices, kept, and not made again for who has it."""
@@ -106,12 +110,13 @@ class Api:
     async def _ring_body(self, view: RingView, snapshot: schema.Snapshot) -> bytes:
         if self._ring is None or self._ring[0] is not view:
             empty = schema.Ring(snapshot=snapshot, hash=view.ring.layout, ring_size=RING_SIZE, members=())
-            pieces = []
-            async for node, arcs, share in sliced(zip(view.ring.nodes, view.arcs, view.shares, strict=True)):
-                member = schema.RingMember(id=node.id, virtual_nodes=node.vnodes, share=share, arcs=arcs)
-                pieces.append(member.model_dump_json())
-            start, end = empty.model_dump_json().rsplit("[]", 1)
-            self._ring = view, f"{start}[{','.join(pieces)}]{end}".encode()
+            members = (
+                schema.RingMember(
+                    id=node.id, virtual_nodes=node.vnodes, share=view.shares[index], arcs=view.arcs(index)
+                )
+                for index, node in enumerate(view.ring.nodes)
+            )
+            self._ring = view, await _listed(empty, "members", members)
         return self._ring[1]
 
     async def explain(self, request: web.Request) -> web.Response:
@@ -166,7 +171,7 @@ class Api:
         after = await in_passes(RingSnapshot.building(nodes, before.layout))
         keys = tuple(await self._proxy.recent_keys())
         found = await in_passes(plan.planning(before, after, keys))
-        shares = (await RingView.build(after)).shares
+        shares = (await in_passes(RingView.building(after))).shares
         return _json(
             schema.Plan(
                 snapshot=snapshot,
@@ -244,6 +249,18 @@ async def _pass_on(subscription: Subscription, response: web.StreamResponse) -> 
 
 def _message(event: schema.Event) -> bytes:
     return f"id: {event.id}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n".encode()
+
+
+@cache
+def _schema() -> bytes:
+    return json.dumps(schema.json_schema()).encode()
+
+
+async def _listed(body: BaseModel, field: str, items: Iterable[BaseModel]) -> bytes:
+    """`body`, whose `field` is an empty list, as JSON with these items in that list. Made in slices."""
+    pieces = [each.model_dump_json() async for each in sliced(items)]
+    start, end = body.model_dump_json().split(f'"{field}":[]', 1)
+    return f'{start}"{field}":[{",".join(pieces)}]{end}'.encode()
 
 
 def _json(body: BaseModel, status: HTTPStatus = HTTPStatus.OK) -> web.Response:

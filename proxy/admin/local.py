@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
@@ -23,7 +23,9 @@ from proxy.cluster.health import Sign
 from proxy.control.cache_stats import CacheStatsPoller
 from proxy.forwarding.explain import Deciding, Explanation, Verdict, explain
 from proxy.forwarding.stats import CALL_BOUNDS, StatsSnapshot
+from proxy.transport.slices import in_passes
 
+TRAFFIC_A_SLICE: Final = 8
 DRAINED: Final = "drained by the operator"
 
 _GRAVEST: Final[tuple[tuple[Cause, schema.EndpointStatus], ...]] = (
@@ -162,7 +164,7 @@ class LocalProxy:
         """See `AdminPort`."""
         snapshot = self.cluster.snapshot
         view = await self.views.of(snapshot.ring)
-        traffic = traffic_of(await self.gathering())
+        traffic = await in_passes(traffic_of(await self.gathering()))
         self.cache_stats.want()
         told = [
             self._endpoint(snapshot.by_id[node.id], node.vnodes, view.shares[index], traffic)
@@ -285,8 +287,8 @@ def tell_of_endpoint(told: StatsSnapshot, endpoint: Endpoint, share: float) -> N
         told.add("districhat_endpoint_blocked", cause in endpoint.blocks, endpoint.id, cause.value)
 
 
-def traffic_of(told: StatsSnapshot) -> dict[str, schema.Traffic]:
-    """What each server has done, by its id; under the empty one: calls that no server had in the end."""
+def traffic_of(told: StatsSnapshot) -> Generator[None, None, dict[str, schema.Traffic]]:
+    """What each server has done, by its id; under the empty one: calls that no server had in the end. In slices."""
     calls: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     for (_, name, status), count in told.values.get("districhat_calls_total", {}).items():
@@ -294,15 +296,17 @@ def traffic_of(told: StatsSnapshot) -> dict[str, schema.Traffic]:
         if status != "OK":
             errors[name] += int(count)
     times = {name: numbers for (name,), numbers in told.histograms.get("districhat_call_seconds", {}).items()}
-    return {
-        name: schema.Traffic(
+    found = {}
+    for number, name in enumerate(calls.keys() | times.keys()):
+        found[name] = schema.Traffic(
             calls=calls[name],
             errors=errors[name],
             latency_sum=times[name][-1] if name in times else 0.0,
             latency_counts=tuple(int(count) for count in times[name][:-1]) if name in times else (),
         )
-        for name in calls.keys() | times.keys()
-    }
+        if number % TRAFFIC_A_SLICE == 0:
+            yield
+    return found
 
 
 def _drained(endpoint: Endpoint, *, changed: bool) -> schema.Drained:

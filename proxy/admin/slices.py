@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 SLICE: Final = 0.0005
 """Seconds of work between two passes of the loop: about what thirty calls take."""
-CHECK_EVERY: Final = 64
+CHECK_EVERY: Final = 8
 
 
 async def sliced(items: Iterable[T], *, check_every: int = CHECK_EVERY) -> AsyncIterator[T]:

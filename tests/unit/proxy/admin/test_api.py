@@ -214,7 +214,9 @@ async def test_a_server_over_its_bound_refuses_and_the_chat_does_not_move(connec
     assert told.candidates[0].passed_over == "over its bound: 1 calls under way of 1"
 
 
-@pytest.mark.parametrize("query", ["", "?key=", "?key_hex=xyz", "?key=a&candidates=0", "?key=a&candidates=many"])
+@pytest.mark.parametrize(
+    "query", ["", "?key=", "?key_hex=xyz", "?key=a&candidates=0", "?key=a&candidates=101", "?key=a&candidates=many"]
+)
 async def test_a_bad_question_is_400(world, connect, query):
     client = await connect(world)
     await refused(await client.get(f"/api/explain{query}"), HTTPStatus.BAD_REQUEST)
