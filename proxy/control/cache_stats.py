@@ -100,19 +100,21 @@ class CacheStatsPoller:
 
     async def _round(self, now: float) -> None:
         slots = asyncio.Semaphore(AT_ONCE)
-        for gone in self._channels.keys() - self._targets.keys():
+        targets = self._targets
+        for gone in self._channels.keys() - targets.keys():
             await self._channels.pop(gone).close()
-        due = [each for each in self._targets if each.available and self._not_before.get(each, 0.0) <= now]
+        due = [each for each in targets if each.available and self._not_before.get(each, 0.0) <= now]
         for endpoint in self._latest.keys() - set(due):
             del self._latest[endpoint]
         async with asyncio.TaskGroup() as asking:
             for endpoint in due:
-                asking.create_task(self._ask(endpoint, slots, now), name=f"cache statistics of {endpoint.id}")
+                asking.create_task(
+                    self._ask(endpoint, targets[endpoint], slots, now), name=f"cache statistics of {endpoint.id}"
+                )
 
-    async def _ask(self, endpoint: Endpoint, slots: asyncio.Semaphore, now: float) -> None:
+    async def _ask(self, endpoint: Endpoint, tls: EndpointTls | None, slots: asyncio.Semaphore, now: float) -> None:
         channel = self._channels.get(endpoint)
         if channel is None:
-            tls = self._targets.get(endpoint)
             channel = self._channels[endpoint] = EndpointChannel(endpoint.address, tls, TIMEOUT, "districhat-admin")
         async with slots:
             try:

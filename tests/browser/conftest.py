@@ -44,7 +44,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
         started = await asyncio.gather(*(stack.enter_async_context(backend_process("--id", id_)) for id_ in IDS))
         servers = {id_: process for id_, (process, _) in zip(IDS, started, strict=True)}
         addresses = {id_: address for id_, (_, address) in zip(IDS, started, strict=True)}
-        config = toml(addresses, admin={"address": "127.0.0.1:0"}, health=CHECKS)
+        config = toml(addresses, admin={"address": "127.0.0.1:0"}, health=CHECKS, decisions={"sample": 1})
         proxy = await stack.enter_async_context(proxy_process(tmp_path, config))
         yield Cluster(proxy, await proxy.admin_url(), servers)
 

@@ -41,13 +41,15 @@ async def main(arguments: argparse.Namespace) -> None:
         started = [await stack.enter_async_context(backend_process("--id", id_)) for id_ in IDS]
         addresses = {id_: address for id_, (_, address) in zip(IDS, started, strict=True)}
         health = {"interval": 0.5, "unhealthy_interval": 0.5}
-        config = toml(addresses, weights=WEIGHTS, admin={"address": "127.0.0.1:0"}, health=health)
+        admin = {"address": "127.0.0.1:0"}
+        config = toml(addresses, weights=WEIGHTS, admin=admin, health=health, decisions={"sample": 10})
         proxy = await stack.enter_async_context(proxy_process(directory, config))
         url = await proxy.admin_url()
         calling = asyncio.ensure_future(call(proxy.address))
         page = stack.enter_context(browser(directory / "profile"))
         page.resize(WIDTH, 900)
-        page.open(f"{url}/#key={proxy.key_of('gpu-2')}")
+        chat = next(f"chat-{number:03d}" for number in range(CHATS) if proxy.owner(f"chat-{number:03d}") == "gpu-2")
+        page.open(f"{url}/#key={chat}")
         await asyncio.sleep(arguments.seconds / 2)
         async with aiohttp.ClientSession(url) as admin:
             await admin.post("/api/endpoints/gpu-4/drain", json={"reason": "new driver"})

@@ -74,6 +74,23 @@ async def test_a_search_can_be_sent_on_as_a_link(cluster: Cluster, page: Browser
     assert not page.all("#ring .marks .key-point")
 
 
+async def test_the_lines_survive_a_reload_of_the_page(cluster: Cluster, page: Browser) -> None:
+    open_page(page, cluster.url)
+    points = "return document.querySelector('#figure-active .stroke').getAttribute('d')?.split(' ').length ?? 0"
+    page.until(lambda: page.run(points) >= 7, "some points of the line")
+    open_page(page, cluster.url)
+    page.until(lambda: page.run(points), "the first line after the reload")
+    assert page.run(points) >= 7
+
+
+async def test_recent_calls_are_told(cluster: Cluster, page: Browser) -> None:
+    open_page(page, cluster.url)
+    served = await cluster.served_by("chat-000")
+    page.until(lambda: page.all("#calls .id"), "the call")
+    assert page.text("#calls .id") == served["chat-000"]
+    assert page.text("#calls .badge") == "OK"
+
+
 async def test_a_killed_server_turns_hatched_and_the_feed_says_why(cluster: Cluster, page: Browser) -> None:
     open_page(page, cluster.url)
     assert page.run(_HATCHED) == []

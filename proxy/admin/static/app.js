@@ -1,6 +1,7 @@
 // The page: asks the proxy again and again, hears its events, and gives what it learns to those who show it.
 
 import { ProblemError, UnreachableError, events, get, token } from "./api.js";
+import { showCalls } from "./calls.js";
 import { LineChart } from "./chart.js";
 import { colorOf } from "./colors.js";
 import { byId, element, setText, swatch, toneOf } from "./dom.js";
@@ -17,8 +18,9 @@ const LONG_INTERVAL = 5000; // with so many servers that the answers are large
 const MANY = 200;
 const RETRY = 1000;
 const LEGEND = 12;
+const CALLS = 20;
 
-let traffic = new Traffic();
+const traffic = new Traffic();
 let endpoints = []; // of the last answer
 let shownRing = ""; // fingerprint of what is drawn
 let heard = null; // when the proxy last answered
@@ -48,6 +50,7 @@ function focus(id) {
   const [name, share, state] = byId("ring-label").children;
   const endpoint = endpoints.find((each) => each.id === id);
   setText(name, endpoint ? endpoint.id : count(endpoints.length));
+  name.classList.toggle("long", name.textContent.length > 16);
   setText(share, endpoint ? percent(endpoint.share) : endpoints.length === 1 ? "server" : "servers");
   setText(state, endpoint && !endpoint.available ? endpoint.status : "");
   for (const item of byId("legend").children) item.classList.toggle("focused", item.dataset.id === id);
@@ -91,7 +94,14 @@ async function refreshOnce() {
   table.update(endpoints.map((endpoint) => ({ endpoint, rates: traffic.of(endpoint.id) })));
   showState(answer.not_ready, snapshot);
   focus(focused);
-  if (key) await explain();
+  await Promise.all([showRecentCalls(), key ? explain() : undefined]);
+}
+
+async function showRecentCalls() {
+  const asked = key;
+  const query = asked ? `&key=${encodeURIComponent(asked)}` : "";
+  const answer = await get(`/api/decisions?limit=${CALLS}${query}`);
+  if (asked === key) showCalls(answer, asked);
 }
 
 function showFigures() {
@@ -252,6 +262,8 @@ function refreshSoon() {
   }, 50);
 }
 
+traffic.restore();
+window.addEventListener("pagehide", () => traffic.save());
 if (keyInAddress()) search(keyInAddress());
 keepAsking();
 keepListening();

@@ -11,8 +11,9 @@ function moveOf(move, sign, statusOf) {
   const other = sign > 0 ? move.target : move.source;
   const status = statusOf(other);
   const chats = move.chats ? `, ${plural(move.chats, "chat")}` : "";
-  const out = status && status !== "available" ? [badge(status)] : []; // the walk goes on past it
-  return element("li", {}, swatch(colorOf(other)), element("span", { className: "id" }, other), ...out, element("span", { className: "number" }, `${percent(move.share)}${chats}`));
+  const name = element("span", {}, element("span", { className: "id" }, other));
+  if (status && status !== "available") name.append(" ", badge(status)); // the walk goes on past it
+  return element("li", {}, swatch(colorOf(other)), name, element("span", { className: "number" }, `${percent(move.share)}${chats}`));
 }
 
 /** What a plan says: how much moves, and where to (`sign` 1) or where from (-1). */

@@ -2,6 +2,7 @@
 
 const WINDOW = 10; // seconds that a rate is taken over
 const HISTORY = 300; // seconds of the lines
+const STORED = "districhat-history";
 
 const NOTHING = { calls: 0, errors: 0, latency_sum: 0, latency_counts: [] };
 
@@ -85,6 +86,16 @@ export class Traffic {
     this.history.push({ at, active, ...since });
     const oldest = at - HISTORY * 1000;
     while (this.history.length && (this.history[0].at < oldest || this.history[0].at > at)) this.history.shift();
+  }
+
+  /** Keep the history for the next time that this tab shows the page. */
+  save() {
+    sessionStorage.setItem(STORED, JSON.stringify(this.history));
+  }
+
+  /** Take up what was kept; the gap since then stays one. */
+  restore() {
+    this.history = JSON.parse(sessionStorage.getItem(STORED) ?? "[]");
   }
 
   /** Rates of a server over the last seconds. */

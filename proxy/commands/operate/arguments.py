@@ -33,7 +33,7 @@ def add(commands: Commands, add_command: AddCommand, json: argparse.ArgumentPars
     top.add_argument(
         "--interval", type=_positive, default=2.0, metavar="SECONDS", help="between two looks (default: 2)"
     )
-    top.add_argument("--count", type=int, default=0, metavar="N", help="end after N looks (default: at Ctrl-C)")
+    top.add_argument("--count", type=_count, default=0, metavar="N", help="end after N looks (default: at Ctrl-C)")
     explain = command("explain", "where a call with this key would go now, and why", "it would be refused")
     explain.add_argument("key", metavar="KEY", help="a chat id")
     explain.add_argument("--hex", action="store_true", help="KEY is given in hexadecimal digits: keys are bytes")
@@ -137,6 +137,12 @@ def _where() -> argparse.ArgumentParser:
     group.add_argument("--token", metavar="TOKEN", help="the token; others on this machine can see it here")
     group.add_argument("--token-file", type=Path, metavar="FILE", help="a file with the token, and nothing else")
     return where
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}")
+    return int(text)
 
 
 def _positive(text: str) -> float:

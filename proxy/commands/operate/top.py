@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from proxy.admin import schema
     from proxy.commands.operate.client import AdminClient
 
-_LINES_AROUND = 5
+_LINES_AROUND = 6
 """Of the terminal, that are not servers."""
 
 
@@ -145,4 +145,4 @@ def _numbers(measured: Rates) -> tuple[str, str, str, str]:
 
 def _summary(sampler: Sampler) -> Text:
     calls, errors, p50, p99 = _numbers(sampler.all)
-    return text.headline(sampler.told).append(f"; {calls} calls/s, {errors} errors, p50 {p50}, p99 {p99}")
+    return text.headline(sampler.told).append(f"\n{calls} calls/s, {errors} of them errors, p50 {p50}, p99 {p99}")
