@@ -6,7 +6,7 @@ ARGS   ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check format serve proto docs bench bench-micro ghz bench-guard bench-faults fault chaos rolling clean
-.PHONY: conformance conformance-peers conformance-tools fuzz kill hang bench-scale
+.PHONY: conformance conformance-peers conformance-tools attack fuzz kill hang bench-scale
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ serve: $(VENV)/.installed  ## three reference servers and the proxy on their def
 
 test: $(VENV)/.installed-test  ## all tests (ARGS="-k name" to choose)
 	@$(BIN)/python -m pytest $(ARGS)
+
+attack: $(VENV)/.installed-test  ## the attack suite alone: floods, bombs, slow readers, while 100 good clients go on
+	@$(BIN)/python -m pytest tests/attack $(ARGS)
 
 fault: $(VENV)/.installed-test  ## the fault suite alone: kills, hangs, partitions, bad servers, a minute of chaos
 	@$(BIN)/python -m pytest tests/fault $(ARGS)

@@ -29,7 +29,7 @@ from ngh2 import (
 )
 from ngh2 import NGH2Error as EngineError
 
-from proxy.http2.connection import Http2Connection, Wire
+from proxy.http2.connection import SLICE, Http2Connection, Wire
 from proxy.http2.engine import (
     EMPTY_SETTINGS,
     MAX_STREAM_ID,
@@ -48,6 +48,7 @@ __all__ = [
     "EMPTY_SETTINGS",
     "MAX_STREAM_ID",
     "PASS_BOUNDS",
+    "SLICE",
     "Backlog",
     "ConnectionClosed",
     "ConnectionClosingError",

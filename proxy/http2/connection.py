@@ -10,6 +10,7 @@ Rules of this file:
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Final, Protocol
 
 from ngh2 import (
@@ -49,6 +50,13 @@ EVENTS: dict[str, type[Event]] = {
 SETTINGS are answered by the engine, a 1xx response is not the response, a reset also arrives as StreamClosed."""
 
 
+SLICE: Final = 32_768
+"""Bytes of a client given to the engine at once. A transport reads up to 256 KB: as DATA they are a few events, as the
+smallest frames fifteen thousand, which would hold up everybody else for 20 ms and more."""
+EVENTS_PER_PASS: Final = 32
+"""Events after which a connection with more to say waits for the next pass of the loop; each may be a call to route."""
+EVENTS_OF_A_BULK: Final = 4
+"""Events of a slice that do not count: it is a piece of large messages."""
 AHEAD: Final = 1024
 AHEAD_PIECES: Final = 64
 """Bytes of a piece, and pieces, written at most to a transport that is full."""
@@ -67,6 +75,12 @@ class Wire(Protocol):
 
     def write(self, data: bytes) -> None:
         """Send, or buffer for sending."""
+
+    def pause_reading(self) -> None:
+        """Give no more bytes until told otherwise."""
+
+    def resume_reading(self) -> None:
+        """Give bytes again."""
 
     def close(self) -> None:
         """Close once everything written has left."""
@@ -105,6 +119,8 @@ class Http2Connection:
         "wire",
     )
 
+    much: ClassVar[int] = len(ARRIVALS)
+    """Bytes of a read above which it is taken in slices; servers are not suspected."""
     _handlers: ClassVar[dict[type[Event], Callable[[Any, Any], None]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -161,6 +177,9 @@ class Http2Connection:
         if self.closed:
             return
         data = ARRIVALS[:nbytes]
+        if nbytes > self.much:
+            self.receive_slices(data)
+            return
         clock = self.pass_clock
         if not clock.fresh:
             clock.time = clock.read()
@@ -183,6 +202,43 @@ class Http2Connection:
                 outbox.add(self)
             elif not outbox.pending:
                 clock.fresh = False
+
+    def receive_slices(self, data: bytes | memoryview) -> None:
+        """Take much at once slice by slice, with a turn for others in between when it means much work."""
+        clock = self.pass_clock
+        if not clock.fresh:
+            clock.time = clock.read()
+            clock.fresh = True
+        engine = self.engine
+        start = work = 0
+        while start < len(data) and work <= EVENTS_PER_PASS and not self.closed:
+            piece = data[start : start + SLICE]
+            start += SLICE
+            try:
+                engine.receive_data(piece)
+            except NGH2Error as error:
+                self.on_engine_failure(error, bytes(piece))
+                return
+            events = engine.events()
+            if len(events) > EVENTS_OF_A_BULK:
+                work += len(events)
+            if events:
+                self._dispatch(events)
+        if not self.closed and engine.want_write:
+            self.mark_dirty()
+        if not self.outbox.pending:
+            clock.fresh = False
+        wire = self.wire
+        if start < len(data) and not self.closed and wire is not None:
+            wire.pause_reading()
+            self.outbox.call_soon(partial(self._go_on, bytes(data[start:])))
+
+    def _go_on(self, data: bytes) -> None:
+        wire = self.wire
+        if self.closed or wire is None:
+            return
+        wire.resume_reading()  # takes effect after this pass, and is undone if there is still too much
+        self.receive_slices(data)
 
     def flush(self) -> None:
         """Write out what the engine has to say; give back the credit for what it took."""

@@ -29,10 +29,10 @@ class Outbox:
     `call_soon(callback)` runs a callback in the next pass of the event loop. `clock`: of the passes.
     """
 
-    __slots__ = ("_call_soon", "_flusher", "backlog", "clock", "pending")
+    __slots__ = ("_flusher", "backlog", "call_soon", "clock", "pending")
 
     def __init__(self, call_soon: Callable[[Callable[[], None]], object], backlog: Backlog, clock: PassClock) -> None:
-        self._call_soon = call_soon
+        self.call_soon = call_soon
         self.backlog = backlog
         """What cannot go out."""
         self.clock = clock
@@ -48,7 +48,7 @@ class Outbox:
 
     def schedule(self) -> None:
         """The first of a pass is about to be put into `pending`."""
-        self._call_soon(self._flusher)
+        self.call_soon(self._flusher)
 
     def _flush(self) -> None:
         pending = self.pending

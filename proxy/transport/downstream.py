@@ -13,6 +13,7 @@ from proxy.forwarding.headers import GRPC_TIMEOUT, Headers
 from proxy.forwarding.watched import WatchedCall
 from proxy.http2 import (
     EMPTY_SETTINGS,
+    SLICE,
     ConnectionClosed,
     DataReceived,
     EngineError,
@@ -64,6 +65,8 @@ def _is_http1(data: bytes) -> bool:
 
 class DownstreamConnection(Http2Connection, asyncio.BufferedProtocol):
     """One client. `on_open` and `on_close` keep the listener's set of connections."""
+
+    much = SLICE
 
     __slots__ = (
         "_changes",

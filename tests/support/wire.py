@@ -51,6 +51,7 @@ class MemoryTransport:
         self.lost = False
         self.stalled = False
         """The peer does not read: bytes stay in `outgoing`, and the protocol is told to pause."""
+        self.reading = True
         self.high_water = 65_536
         self.address = ""
         """Of the peer, if it has one."""
@@ -63,6 +64,12 @@ class MemoryTransport:
 
     def set_write_buffer_limits(self, high: int) -> None:
         self.high_water = high
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
 
     def write(self, data: bytes) -> None:
         assert not self.lost, "written to a lost connection"
@@ -101,14 +108,15 @@ class MemoryTransport:
 
     def deliver(self) -> bool:
         """Hand what was written to the peer, cut as the world says. Returns whether there was anything."""
-        if self.stalled or not self.outgoing:
+        if self.stalled or not self.outgoing or not self.peer.reading:
             return False
-        data = b"".join(self.outgoing)
+        pieces = deque(self.world.cut(b"".join(self.outgoing)))
         self.outgoing.clear()
-        for piece in self.world.cut(data):
-            if self.peer.lost or self.peer.closing:
+        while pieces and not self.peer.lost and not self.peer.closing:
+            if not self.peer.reading:
+                self.outgoing.extend(pieces)
                 break
-            feed(self.peer.protocol, piece)
+            feed(self.peer.protocol, pieces.popleft())
         return True
 
 

@@ -662,3 +662,38 @@ def test_requests_that_wait_for_a_server_are_bounded() -> None:
     assert len(refused) >= 14
     assert count(world, "request_bytes") == len(refused)
     assert next(iter(world.proxy.listener.connections)).kept <= 500_000
+
+
+# One client's turn.
+
+
+def test_a_client_that_says_very_much_at_once_lets_others_have_their_turn() -> None:
+    world = World().echoing().start()
+    noisy, good = RawClient(world, HELLO), world.client()
+    downstream = next(each for each in world.proxy.listener.connections if each.wire is noisy.transport.peer)
+    window_update = raw_frame(8, 0, 0, b"\x00\x00\x00\x01")
+    noisy.transport.write(window_update * 20_000)
+    sid = good.request(message())
+    good.flush()
+    noisy.transport.deliver()
+    assert not noisy.transport.peer.reading, "the rest waits"
+    assert 65_535 < downstream.engine.remote_window_size < 65_535 + 20_000
+    good.transport.deliver()
+    world.run()
+    assert good.exchanges[sid].status == 0
+    assert noisy.transport.peer.reading
+    assert downstream.engine.remote_window_size == 65_535 + 20_000
+
+
+def test_a_large_message_is_not_taken_for_noise() -> None:
+    world = World(listener={"stream_window": 1_000_000}).echoing().start()
+    client = world.client()
+    world.run()
+    body = message("chat-001", "x" * 900_000)
+    sid = client.request(body)
+    data = client.engine.data_to_send()
+    client.transport.write(data)
+    client.transport.deliver()
+    assert client.transport.peer.reading
+    world.run()
+    assert client.exchanges[sid].body == body
