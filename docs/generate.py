@@ -19,7 +19,7 @@ from proxy.admin import metrics
 from proxy.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from pydantic.fields import FieldInfo
 
@@ -54,9 +54,17 @@ def settings_markdown() -> str:
     for name, field in Settings.model_fields.items():
         model, is_list = _model_of(field)
         title = f"[[{name}]]" if is_list else f"[{name}]"
-        rows = [f"## `{title}`", "", "| key | default | meaning |", "|---|---|---|", *_rows(model)]
-        sections.append("\n".join(rows))
+        sections.append(_section(title, _rows(model)))
+        # Of the tables inside, those that are all there or not at all have a section of their own.
+        for key, inner in model.model_fields.items():
+            table = _table_in(inner)
+            if table is not None and inner.default is None and not is_list:
+                sections.append(_section(f"[{name}.{key}]", _rows(table)))
     return "\n\n".join(sections) + "\n"
+
+
+def _section(title: str, rows: Iterable[str]) -> str:
+    return "\n".join([f"## `{title}`", "", "| key | default | meaning |", "|---|---|---|", *rows])
 
 
 def _model_of(field: FieldInfo) -> tuple[type[BaseModel], bool]:
@@ -69,15 +77,20 @@ def _model_of(field: FieldInfo) -> tuple[type[BaseModel], bool]:
 def _rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     texts = _docstrings(model)
     for name, field in model.model_fields.items():
-        inner = [each for each in (field.annotation, *get_args(field.annotation)) if isinstance(each, type)]
-        tables = [each for each in inner if issubclass(each, BaseModel)]
+        table = _table_in(field)
         if name not in texts:
             raise SystemExit(f"{model.__name__}.{name}: say under the field what it means")
         meaning = texts[name]
-        if tables:
-            keys = ", ".join(f"`{key}`" for key in tables[0].model_fields)
+        if table is not None:
+            keys = ", ".join(f"`{key}`" for key in table.model_fields)
             meaning = f"{meaning} A table of {keys}."
         yield f"| `{prefix}{name}` | {_default(field)} | {meaning} |"
+
+
+def _table_in(field: FieldInfo) -> type[BaseModel] | None:
+    """The model of a field that is a table, or may be one."""
+    inner = [each for each in (field.annotation, *get_args(field.annotation)) if isinstance(each, type)]
+    return next((each for each in inner if issubclass(each, BaseModel)), None)
 
 
 def _default(field: FieldInfo) -> str:

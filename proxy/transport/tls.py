@@ -8,7 +8,9 @@ Rules of this file:
    Who agrees on nothing is not served: `objection` says so, once the handshake is over.
 3. Files that are bad at the start end it. Bad ones that come later, such as a certificate whose key is still to be
    written, are said in the log, and what was good stays.
-4. It costs a connection something, but never a call: calls do not know whether their connections are secured.
+4. Cleartext pays nothing for it: calls do not know whether their connections are secured. What TLS itself costs a call
+   lies in uvloop and OpenSSL: 8 us at 8 clients with 32 calls each, 17 us at 64 clients with one (a record a call and
+   direction), 4 us and 7 us between proxy and servers. The handshake runs on the event loop, too.
 
 Kernel TLS is not used: Python's ssl module cannot switch it on for connections that an event loop drives.
 """
@@ -117,7 +119,7 @@ class ServerTls(_Renewable):
         super().__init__(section, [settings.certificate, settings.key, settings.client_ca], settings.reload_interval)
 
     def _make(self) -> None:
-        from proxy.transport import certificates  # noqa: PLC0415 - 60 ms that a proxy without TLS saves
+        from proxy.transport import certificates  # noqa: PLC0415 - some 50 ms at the start that a proxy without TLS saves
 
         settings, section = self._settings, self._section
         problems = _Problems()

@@ -517,6 +517,22 @@ async def test_the_proxys_own_certificate_is_renewed_towards_servers_too(
         assert await served_by(proxy, certificate.client_credentials()) == "A"
 
 
+async def test_every_worker_has_the_new_certificate(tmp_path: Path, certificate: Certificate) -> None:
+    fresh = Authority(tmp_path, "fresh")
+    async with (
+        echo_servers("A") as servers,
+        secure_proxy(
+            tmp_path, certificate, *servers, tables={"listener": {"workers": 2}}, reload_interval=OFTEN
+        ) as proxy,
+    ):
+        assert await served_by(proxy, certificate.client_credentials()) == "A"
+        fresh.again(certificate, "127.0.0.1")
+        noticed = "files of [listener.tls] have changed: new connections use them"
+        await eventually(lambda: proxy.log().count(noticed) == 2, "both workers' noticing it")
+        for _ in range(10):
+            assert await served_by(proxy, grpc.ssl_channel_credentials(fresh.pem)) == "A"
+
+
 # The end.
 
 

@@ -66,9 +66,12 @@ async def call(client: grpc.aio.Channel, key: str = "chat", size: int = 10) -> s
     return await server_of(made)
 
 
-async def test_clients_come_by_a_unix_socket_whose_file_is_gone_in_the_end(tmp_path: Path, path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_clients_come_by_a_unix_socket_whose_file_is_gone_in_the_end(
+    tmp_path: Path, path: Path, workers: int
+) -> None:
     async with echo_servers("A", "B") as servers:
-        async with proxy_process(tmp_path, listening_at(path, *servers)) as proxy:
+        async with proxy_process(tmp_path, listening_at(path, *servers, workers=workers)) as proxy:
             assert proxy.address == f"unix:{path}"
             assert mode_of(path) == 0o660
             async with channel(proxy.address) as client:
