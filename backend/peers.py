@@ -96,8 +96,8 @@ class Peers:
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._failed: dict[str, float] = {}
         """Peer -> when it may be asked again."""
-        self._owed: OrderedDict[str, str] = OrderedDict()
-        """Chat -> the peer that may have messages of it."""
+        self._owed: OrderedDict[str, tuple[str, ...]] = OrderedDict()
+        """Chat -> the peers that may have messages of it, and could not be asked."""
         self._locks = ChatLocks()
         self.fetched = 0
         """Sessions of which something came from a peer."""
@@ -118,46 +118,54 @@ class Peers:
         return bool(previous_owner) or chat_id in self._owed or chat_id in self._locks.held
 
     async def bring(self, chat_id: str, previous_owner: str) -> None:
-        """Gets what the previous owner has of the session and this server has not, if it can. `previous_owner` may be
-        empty, unknown, or this server itself: then nothing new is asked for. Raises StoreError if it cannot be stored.
+        """Gets what the previous owner has of the session and this server has not, if it can, and what others still
+        owe. `previous_owner` may be empty, unknown, or this server itself: then nothing new is asked for. Raises
+        StoreError if it cannot be stored.
         """
         if not self._fetch:
             return
         async with self._locks.holding(chat_id):
-            peer = previous_owner if previous_owner in self._addresses else self._owed.get(chat_id)
-            if peer is None:
-                return
-            if self._now() < self._failed.get(peer, 0.0):
-                self._owe(chat_id, peer)
-                return
+            peers = dict.fromkeys(self._owed.pop(chat_id, ()))
+            if previous_owner in self._addresses:
+                peers[previous_owner] = None
             try:
-                async with asyncio.timeout(self._timeout):
-                    messages, is_rest = await self._ask(chat_id, peer)
-            except (grpc.aio.AioRpcError, TimeoutError, _TooLargeError) as error:
-                self._note_failure(chat_id, peer, error)
-                return
-            new = 0
-            for start in range(0, len(messages), _ABSORB):
-                new += await self._cache.absorb(chat_id, messages[start : start + _ABSORB], whole=not is_rest)
-            self._owed.pop(chat_id, None)
-            self.fetched += new > 0
+                for peer in tuple(peers):
+                    if self._now() >= self._failed.get(peer, 0.0) and await self._bring_from(chat_id, peer):
+                        del peers[peer]
+            finally:
+                if peers:
+                    self._owe(chat_id, tuple(peers))
 
-    def _note_failure(self, chat_id: str, peer: str, error: Exception) -> None:
+    async def _bring_from(self, chat_id: str, peer: str) -> bool:
+        """Whether there is nothing more to ask of the peer."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                messages, is_rest = await self._ask(chat_id, peer)
+        except (grpc.aio.AioRpcError, TimeoutError, _TooLargeError) as error:
+            return self._failed_for_good(peer, error)
+        new = 0
+        for start in range(0, len(messages), _ABSORB):
+            new += await self._cache.absorb(chat_id, messages[start : start + _ABSORB], whole=not is_rest)
+        self.fetched += new > 0
+        return True
+
+    def _failed_for_good(self, peer: str, error: Exception) -> bool:
+        """Count a peer that could not answer. Returns whether it never will, for this chat."""
         self.failures += 1
-        self._failed[peer] = self._now() + self._retry_after
         why = str(error) or "no answer in time"
+        for_good = isinstance(error, _TooLargeError)
         if isinstance(error, grpc.aio.AioRpcError):
             why = error.details() or error.code().name
-            if error.code() in _FOR_GOOD:
-                _log.warning("a session that moved here stays without what %s has: %s", peer, why)
-                self._owed.pop(chat_id, None)
-                return
-        _log.warning("a session that moved here lacks what %s has, until that can be asked: %s", peer, why)
-        self._owe(chat_id, peer)
+            for_good = error.code() in _FOR_GOOD
+        if for_good:
+            _log.warning("a session that moved here stays without what %s has: %s", peer, why)
+        else:
+            self._failed[peer] = self._now() + self._retry_after
+            _log.warning("a session that moved here lacks what %s has, until that can be asked: %s", peer, why)
+        return for_good
 
-    def _owe(self, chat_id: str, peer: str) -> None:
-        self._owed[chat_id] = peer
-        self._owed.move_to_end(chat_id)
+    def _owe(self, chat_id: str, peers: tuple[str, ...]) -> None:
+        self._owed[chat_id] = peers
         if len(self._owed) > _MAX_OWED:
             self._owed.popitem(last=False)
 

@@ -16,7 +16,7 @@ from districhat.chat_pb2 import CACHE_DISK, CACHE_L1, CACHE_MISS, ChatRequest
 
 from backend.errors import StoreError
 from tests.support.backend_server import chat_stub, serving
-from tests.support.polling import eventually
+from tests.support.polling import eventually, eventually_answers
 from tests.support.ports import free_ports
 
 if TYPE_CHECKING:
@@ -161,17 +161,52 @@ async def test_a_dead_peer_costs_nothing_but_its_messages_and_these_come_when_it
         alone = await cluster.post("Server-B", "2", before="Server-A")
         assert (alone.message_count, alone.cache_location) == (1, CACHE_MISS)
         await cluster.start("Server-A")
-        # gRPC's own back-off of the connection ends in between.
-        for number in range(3, 1000):
-            answer = await cluster.post("Server-B", str(number))
-            if answer.message_count == number:
-                break
-            await asyncio.sleep(0.01)
+        number = 2
+
+        async def complete() -> bool:
+            nonlocal number
+            number += 1
+            return (await cluster.post("Server-B", str(number))).message_count == number
+
+        await eventually_answers(complete, "Server-A's message")  # gRPC has a back-off of its own
         texts = await cluster.texts("Server-B")
         assert sorted(texts) == sorted(map(str, range(1, number + 1)))
         assert [text for text in texts if text != "1"] == list(map(str, range(2, number + 1)))
         home = await cluster.post("Server-A", "home", before="Server-B")
         assert home.message_count == number + 1
+
+
+async def test_what_one_peer_owes_is_not_forgotten_for_another_that_answers(tmp_path: Path) -> None:
+    async with cluster_of(tmp_path, "Server-A", "Server-B", "Server-C") as cluster:
+        await cluster.post("Server-A", "a")
+        await cluster.post("Server-C", "c")
+        await cluster.stop("Server-A")
+        assert (await cluster.post("Server-B", "1", before="Server-A")).message_count == 1
+        assert (await cluster.post("Server-B", "2", before="Server-C")).message_count == 3
+        assert dict(cluster.servers["Server-B"]._peers._owed) == {"chat": ("Server-A",)}
+        await cluster.start("Server-A")
+        number = 2
+
+        async def complete() -> bool:
+            nonlocal number
+            number += 1
+            return (await cluster.post("Server-B", str(number))).message_count == number + 2
+
+        await eventually_answers(complete, "Server-A's message")
+        assert not cluster.servers["Server-B"]._peers._owed
+
+
+async def test_a_session_too_large_to_fetch_is_not_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.peers._MAX_SESSION", 1000)
+    async with cluster_of(tmp_path, "Server-A", "Server-B", retry_after=3600.0) as cluster:
+        await cluster.post("Server-A", "x" * 2000)
+        await cluster.post("Server-A", "1", chat="small")
+        assert (await cluster.post("Server-B", "2", before="Server-A")).message_count == 1
+        peers = cluster.servers["Server-B"]._peers
+        assert (peers.failures, len(peers._owed)) == (1, 0)
+        assert (await cluster.post("Server-B", "2", before="Server-A", chat="small")).message_count == 2
 
 
 async def test_a_peer_that_hangs_is_waited_for_once_and_not_for_every_chat(tmp_path: Path) -> None:
