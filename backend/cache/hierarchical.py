@@ -320,13 +320,13 @@ class HierarchicalCache:
 
     def _advance(self, resident: Resident, level: CacheLevel, message: Message, epoch: int) -> Session:
         """The session in memory goes on by one message that is safe, and is now the most recent."""
-        session, by = resident.append(message, epoch, self._keep)
+        session = resident.append(message, epoch, self._keep)
         if resident.positions is not None and message.message_id:
             resident.positions[message.message_id] = session.length
         if self._ttl is not None:
             resident.used = self._clock()
         self._found[level] += 1
-        self.levels.grew(resident, by)
+        self.levels.used(resident)
         return session
 
     # Write-back.
@@ -365,17 +365,15 @@ class HierarchicalCache:
             waiting.append(message)
         unwritten.count += 1
         # `_advance`:
-        session, by = resident.append(message, session.epoch, self._keep)
+        session = resident.append(message, session.epoch, self._keep)
         if ttl is not None:
             resident.used = self._clock()
         self._found[level] += 1
         l1 = self._l1
-        if resident.level is l1 and l1.max_bytes is None:  # and `CacheLevels.grew`.
-            resident.size += by
-            l1.bytes += by
-            l1.residents.move_to_end(chat_id)
+        if resident.level is l1 and l1.max_bytes is None:
+            self._in_l1.move_to_end(chat_id)
         else:
-            self.levels.grew(resident, by)
+            self.levels.used(resident)
         return session, level, False
 
     def _repeated_in_memory(self, resident: Resident, level: CacheLevel, position: int) -> Applied | None:
@@ -414,11 +412,9 @@ class HierarchicalCache:
         index = session.end - 1 - (session.length - position)
         if session.start <= index < session.end and session.log[index][:4] == message[:4]:
             complete = message.with_reply(reply)
-            by = complete.size - session.log[index].size
             log = list(session.log[: session.end])
             log[index] = complete
             resident.replace(session._replace(log=log))
-            self.levels.resize(resident, by)
 
     # From the levels.
 

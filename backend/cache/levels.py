@@ -18,12 +18,17 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
 
 from backend.session import Message, Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+_new: Final = tuple.__new__
+_size: Final = attrgetter("size")
 
 
 class CacheLevel(enum.IntEnum):
@@ -57,13 +62,17 @@ class Resident:
         """Where it is; None: not in memory any more."""
 
     def replace(self, session: Session) -> None:
-        """The same session with other contents; `size` is the caller's to correct."""
+        """The same session with other contents. Its level may be overfull then, until something enters it."""
         self.session = session
         self._log = None
+        by = session.size - self.size
+        self.size += by
+        if self.level is not None:
+            self.level.bytes += by
 
-    def append(self, message: Message, epoch: int, keep: int) -> tuple[Session, int]:
-        """Goes on by a message. `keep`: the most recent messages to hold, at least 1; as many older ones may still be
-        in memory. Returns the session after it, and by how many bytes it has grown; `size` is the caller's to raise.
+    def append(self, message: Message, epoch: int, keep: int) -> Session:
+        """Goes on by a message, to the session that is returned. `keep`: the most recent messages to hold, at least 1;
+        as many older ones may still be in memory. Its level may be overfull then, until it enters again.
         """
         chat_id, length, _, messages, start, end = self.session
         by = message.size
@@ -74,13 +83,16 @@ class Resident:
         log = self._log
         if log is None or start >= keep:
             # Rare: the session is new here, or has as many messages behind it as it holds.
-            by -= sum(each.size for each in messages[:start])
+            by -= sum(map(_size, messages[:start]))
             log = self._log = list(messages[start:end])
             start, end = 0, len(log)
         log.append(message)
         # Past the named tuple's own constructor: a third of its time.
-        session = self.session = tuple.__new__(Session, (chat_id, length + 1, epoch, log, start, end + 1))
-        return session, by
+        session = self.session = _new(Session, (chat_id, length + 1, epoch, log, start, end + 1))
+        self.size += by
+        if self.level is not None:
+            self.level.bytes += by
+        return session
 
 
 class Level:
@@ -182,22 +194,13 @@ class CacheLevels:
         else:
             self._go_down(resident, before)
 
-    def grew(self, resident: Resident, by: int) -> None:
-        """The session, which is in memory, has `by` more bytes (less, if negative) and was used."""
-        level = resident.level
-        resident.size += by
-        if level is not None:
-            level.bytes += by
-            if level is self.l1 and not (level.max_bytes and level.bytes > level.max_bytes):
-                level.residents.move_to_end(resident.chat_id)  # nearly every message: a third of the time of `enter`
-                return
-        self.enter(resident)
-
-    def resize(self, resident: Resident, by: int) -> None:
-        """The session has `by` more bytes and was not used. What is too much goes down with the next `enter`."""
-        resident.size += by
-        if resident.level is not None:
-            resident.level.bytes += by
+    def used(self, resident: Resident) -> None:
+        """The session has grown or shrunk, and is the most recent: `enter`, in a third of its time for nearly all."""
+        l1 = self.l1
+        if resident.level is l1 and (l1.max_bytes is None or l1.bytes <= l1.max_bytes):
+            l1.residents.move_to_end(resident.chat_id)
+        else:
+            self.enter(resident)
 
     def _go_down(self, resident: Resident, before: Level | None) -> None:
         """Into L2, or out of memory. `before`: where it was."""

@@ -80,6 +80,13 @@ def resident(chat: str, size: int = 1) -> Resident:
     return made
 
 
+def grow(resident: Resident, by: int) -> None:
+    """As `append` and `replace` do."""
+    resident.size += by
+    if resident.level is not None:
+        resident.level.bytes += by
+
+
 @given(st.tuples(capacities, capacities), st.tuples(limits, limits), steps)
 def test_levels_do_what_two_plain_lists_do(
     capacities: tuple[int, int], limits: tuple[int | None, int | None], steps: list[tuple[str, str, int]]
@@ -105,10 +112,11 @@ def test_levels_do_what_two_plain_lists_do(
             plain.enter(chat, plain.sizes[chat])
         elif step == "grew":
             by = size - 4 if here.size + size - 4 > 0 else 1
-            levels.grew(here, by)
+            grow(here, by)
+            levels.used(here)
             plain.enter(chat, plain.sizes[chat] + by)
         else:
-            levels.resize(here, size)
+            grow(here, size)
             plain.sizes[chat] += size
         assert (levels.l1.chats(), levels.l2.chats()) == plain.levels
         assert (levels.l1.bytes, levels.l2.bytes) == (plain.bytes(0), plain.bytes(1))
@@ -158,9 +166,11 @@ def test_a_session_that_outgrows_l1_goes_down_and_comes_back_when_it_shrinks() -
     levels = CacheLevels(5, 5, l1_bytes=5)
     chat = resident("chat", 4)
     levels.enter(chat)
-    levels.grew(chat, 3)
+    grow(chat, 3)
+    levels.used(chat)
     assert chat.level is levels.l2
-    levels.grew(chat, -3)
+    grow(chat, -3)
+    levels.used(chat)
     assert chat.level is levels.l1
     assert (levels.demotions, levels.promotions) == (1, 1)
 

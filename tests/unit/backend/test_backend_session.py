@@ -9,8 +9,9 @@ from backend.session import Message, Session
 
 def test_a_message_makes_a_new_session_and_leaves_the_old_one() -> None:
     old = Session("chat", 1, (Message("a"),), 7)
-    new, grown = Resident(old).append(Message("b"), 7, keep=5)
-    assert grown == new.size - old.size
+    resident = Resident(old)
+    new = resident.append(Message("b"), 7, keep=5)
+    assert resident.size == new.size > old.size
     assert old == Session("chat", 1, (Message("a"),), 7)
     assert new == Session("chat", 2, (Message("a"), Message("b")), 7)
 
@@ -20,10 +21,9 @@ def test_length_counts_all_messages_and_the_last_ones_are_held(keep: int, texts:
     session = Session("chat")
     resident = Resident(session)
     for text in texts:
-        before = session.size
-        session, grown = resident.append(Message(text), 3, keep=keep)
+        session = resident.append(Message(text), 3, keep=keep)
         assert session is resident.session
-        assert grown == session.size - before
+        assert resident.size == session.size
     assert session.length == len(texts)
     assert [message.text for message in session.recent] == texts[-keep:]
 
