@@ -46,7 +46,8 @@ examples:
 
 `latency` needs `{SATURATION}` in the same run, or --rate.
 
-exit code: 0 all calls succeeded; 1 calls failed, or a peer did not start; 2 usage, or a program is missing.
+exit code: 0 all calls succeeded; 1 calls failed, or a peer did not start, died or stuck (the figures of the others are
+written all the same); 2 usage, or a program is missing.
 A missed goal is a result, not an error.
 """
 
@@ -78,8 +79,10 @@ def _bench(options: argparse.Namespace) -> int:
     )
     if cores.shared:
         progress("only one CPU: proxy and load share it, calls/s mean nothing")
+    if any(scenario.arrangement == "tls" for scenario in plan.scenarios):
+        installed("openssl", "openssl")
     machine = describe(plan)
-    runs = measure(plan, progress)
+    runs, problems = measure(plan, progress)
     summaries = summarise(runs)
     found = ratios(summaries, OURS.name)
     report = text(summaries, found, machine)
@@ -87,13 +90,15 @@ def _bench(options: argparse.Namespace) -> int:
     _write(options.json, as_json(runs, summaries, found, machine))
     failed = sum(summary.failed for summary in summaries)
     if failed:
-        raise BenchError(f"{failed} calls failed: the numbers of these peers are not valid")
+        problems.append(f"{failed} calls failed: the numbers of these peers are not valid")
     if options.write:
         _write(RESULTS / "bench.json", as_json(runs, summaries, found, machine))
         _write(RESULTS / "bench.txt", report)
         chart.draw(RESULTS / "bench.png", summaries, OURS.name, f"{machine['cpu']}, {machine['kernel']}")
         write_between(README, BEGIN, END, markdown(summaries, found, machine, plan.rounds, OURS.name))
         progress("wrote bench.json, bench.txt and bench.png in bench/results, and the figures in README.md")
+    if problems:
+        raise BenchError("\n".join(problems))
     return 0
 
 

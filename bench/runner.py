@@ -112,25 +112,26 @@ class _Progress:
         self._report(f"[{self._done}/{self._runs}, {left / 60:.0f} min left]  {text}")
 
 
-def measure(plan: Plan, report: Callable[[str], None]) -> list[Run]:
+def measure(plan: Plan, report: Callable[[str], None]) -> tuple[list[Run], list[str]]:
     """Carry out the plan; every process it started has ended when it returns or raises.
 
-    Runs with failed calls are part of the result, for the caller to judge. BenchError if a process does not start,
-    dies or sticks.
+    Returns the runs, those with failed calls too, for the caller to judge; and a line for each peer that did not start,
+    died or stuck, and so has no runs from there on. BenchError if backends do not start, or die.
     """
     turns = sum(len(_taking_part(plan.peers, scenario)) for scenario in plan.scenarios)
     progress = _Progress(report, turns * (plan.rounds + 1))
     runs: list[Run] = []
+    problems: list[str] = []
     for arrangement in dict.fromkeys(scenario.arrangement for scenario in plan.scenarios):
         scenarios = [scenario for scenario in plan.scenarios if scenario.arrangement == arrangement]
         peers = [peer for peer in plan.peers if any(_taking_part([peer], scenario) for scenario in scenarios)]
-        with _arranged(plan, arrangement, peers) as (subjects, servers):
-            bench = _Bench(plan, subjects, servers, progress, runs)
+        with _arranged(plan, arrangement, peers, problems) as (subjects, servers):
+            bench = _Bench(plan, subjects, servers, progress, runs, problems)
             bench.measure([scenario for scenario in scenarios if not scenario.at_rate], rate=0.0)
             for scenario in scenarios:
                 if scenario.at_rate:
                     bench.measure([scenario], rate=plan.rate or half_of_the_slowest(runs, plan.peers))
-    return runs
+    return runs, problems
 
 
 def _taking_part(peers: Sequence[Peer], scenario: Scenario) -> list[Peer]:
@@ -148,21 +149,20 @@ def half_of_the_slowest(runs: Sequence[Run], peers: Sequence[Peer]) -> float:
 
     BenchError without such runs.
     """
+    rates: dict[str, list[float]] = {}
     names = {peer.name for peer in peers if peer.routes and peer.scenarios is None}
-    rates = {
-        name: [run.calls_per_second for run in runs if run.peer == name and run.scenario == SATURATION]
-        for name in names
-    }
-    if not rates or not all(rates.values()):
-        raise BenchError(
-            f"the rate for latencies is half of what the slowest did as {SATURATION}: measure that too, or give --rate"
-        )
+    for run in runs:
+        if run.scenario == SATURATION and run.peer in names:
+            rates.setdefault(run.peer, []).append(run.calls_per_second)
+    if not rates:
+        what = f"half of what the slowest did as {SATURATION}"
+        raise BenchError(f"the rate for latencies is {what}: measure that too, or give --rate")
     return min(map(median, rates.values())) / 2
 
 
 @contextlib.contextmanager
 def _arranged(
-    plan: Plan, arrangement: Arrangement, peers: Sequence[Peer]
+    plan: Plan, arrangement: Arrangement, peers: Sequence[Peer], problems: list[str]
 ) -> Iterator[tuple[list[_Subject], backends.Backends]]:
     """All peers of an arrangement and their backends, up and asked for their chats."""
     with tempfile.TemporaryDirectory(prefix="bench-") as temporary, contextlib.ExitStack() as stack:
@@ -172,13 +172,13 @@ def _arranged(
         else:
             servers = stack.enter_context(backends.running(plan.nghttpd, directory, plan.cores.rest))
         certificate = Certificate.make(directory) if arrangement == "tls" else None
-        yield (
-            [
-                _start(stack, plan, peer, servers, directory / str(number), certificate)
-                for number, peer in enumerate(peers)
-            ],
-            servers,
-        )
+        subjects = []
+        for number, peer in enumerate(peers):
+            try:
+                subjects.append(_start(stack, plan, peer, servers, directory / str(number), certificate))
+            except BenchError as error:
+                problems.append(f"{peer.name} ({arrangement}): {error}")
+        yield subjects, servers
 
 
 def _start(
@@ -217,12 +217,14 @@ class _Bench:
         servers: backends.Backends,
         progress: _Progress,
         runs: list[Run],
+        problems: list[str],
     ) -> None:
         self._plan = plan
-        self._subjects = subjects
+        self._subjects = list(subjects)
         self._servers = servers
         self._progress = progress
         self._runs = runs
+        self._problems = problems
 
     def measure(self, scenarios: Sequence[Scenario], rate: float) -> None:
         """Warm up, then all rounds. `rate`: calls per second of scenarios at a rate."""
@@ -234,11 +236,14 @@ class _Bench:
             if _taking_part([subject.peer], scenario)
         ]
         for scenario, subject in turns:
-            self._run(subject, scenario, 0, _WARM_UP, rate)
+            self._try(subject, scenario, 0, _WARM_UP, rate)
             self._progress.step(f"warm-up    {scenario.name:10} {subject.peer.name}")
         for number in range(1, plan.rounds + 1):
             for scenario, subject in turns:
-                run = self._run(subject, scenario, number, 1.0, rate)
+                run = self._try(subject, scenario, number, 1.0, rate)
+                if run is None:
+                    self._progress.step(f"round {number}/{plan.rounds}  {scenario.name:10} {subject.peer.name:12} gone")
+                    continue
                 self._runs.append(run)
                 failures = f"  {run.failed} of {run.calls} calls FAILED" if run.failed else ""
                 self._progress.step(
@@ -247,6 +252,17 @@ class _Bench:
                 )
             for process in self._servers.processes:
                 process.check_alive()
+
+    def _try(self, subject: _Subject, scenario: Scenario, number: int, share: float, rate: float) -> Run | None:
+        """A run; None, and no further ones, of a peer that died or stuck."""
+        if subject not in self._subjects:
+            return None
+        try:
+            return self._run(subject, scenario, number, share, rate)
+        except BenchError as error:
+            self._subjects.remove(subject)
+            self._problems.append(f"{subject.peer.name} ({scenario.name}): {error}")
+            return None
 
     def _run(self, subject: _Subject, scenario: Scenario, number: int, share: float, rate: float) -> Run:
         wanted = self._plan.calls or (rate * _RATE_SECONDS if rate else subject.peer.calls * scenario.calls)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from bench.cpu import Cores
+from bench.peers.programs import installed
+from bench.peers.table import OURS
+from bench.runner import Plan, measure
+from bench.scenarios import SCENARIOS
 from tests.support.tools import need
 
 
@@ -50,3 +57,23 @@ def test_the_scale_benchmark_tells_what_each_thing_costs() -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     assert re.search(r"^200 idle connections: [0-9,]+ bytes each", run.stdout, re.MULTILINE)
     assert re.search(r"^100 streams: -?[0-9,]+ bytes each", run.stdout, re.MULTILINE)
+
+
+def test_a_peer_that_does_not_start_or_dies_costs_the_others_nothing() -> None:
+    need("nghttpd", "nghttp2-server")
+    need("h2load", "nghttp2-client")
+    absent = replace(OURS, name="absent", command=lambda _: ["false"])
+    short = replace(OURS, name="short-lived", command=lambda setup: ["timeout", "3", *OURS.command(setup)])
+    plan = Plan(
+        peers=(absent, short, OURS),
+        scenarios=(SCENARIOS["8x32"],),
+        rounds=30,
+        calls=2_000,
+        rate=None,
+        cores=Cores.split(os.sched_getaffinity(0)),
+        nghttpd=installed("nghttpd", "nghttp2-server"),
+        h2load=installed("h2load", "nghttp2-client"),
+    )
+    runs, problems = measure(plan, lambda _: None)
+    assert len([run for run in runs if run.peer == OURS.name]) == 30
+    assert [problem.partition(" ")[0] for problem in problems] == ["absent", "short-lived"]
