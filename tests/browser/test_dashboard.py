@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import pytest
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.keys import Keys
 
+from proxy.commands.operate.traffic import quantile
 from tests.browser.conftest import CHATS, IDS, Cluster
 from tests.support.proxy_process import proxy_process, toml
 
@@ -81,6 +83,22 @@ async def test_the_lines_survive_a_reload_of_the_page(cluster: Cluster, page: Br
     open_page(page, cluster.url)
     page.until(lambda: page.run(points), "the first line after the reload")
     assert page.run(points) >= 7
+
+
+async def test_the_page_computes_percentiles_as_the_command_line_does(cluster: Cluster, page: Browser) -> None:
+    chance = random.Random(7)
+    bounds = [0.001, 0.01, 0.1, 1.0]
+    counts = [[chance.choice((0, 0, 1, 9, 500)) for _ in range(5)] for _ in range(60)]
+    cases = [(each, bounds, share) for each in counts for share in (0.5, 0.99)]
+    open_page(page, cluster.url)
+    found = page.driver.execute_async_script(
+        """
+        const [cases, done] = arguments;
+        import("/static/traffic.js").then(({ quantile }) => done(cases.map((each) => quantile(...each))));
+        """,
+        cases,
+    )
+    assert found == pytest.approx([quantile(*case) for case in cases])
 
 
 async def test_recent_calls_are_told(cluster: Cluster, page: Browser) -> None:

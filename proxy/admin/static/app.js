@@ -90,7 +90,7 @@ async function refreshOnce() {
   traffic.add(answer);
   ring.states(endpoints);
   showLegend();
-  showFigures();
+  showFigures(answer.active_calls);
   table.update(endpoints.map((endpoint) => ({ endpoint, rates: traffic.of(endpoint.id) })));
   showState(answer.not_ready, snapshot);
   focus(focused);
@@ -104,13 +104,13 @@ async function showRecentCalls() {
   if (asked === key) showCalls(answer, asked);
 }
 
-function showFigures() {
+function showFigures(active) {
   const now = traffic.ofAll();
   const line = (name) => traffic.history.map((each) => [each.at, each[name]]);
   charts.calls.draw(now.calls, line("calls"));
   charts.errors.draw(now.errors, line("errors"));
   charts.p99.draw(now.p99, line("p99"));
-  charts.active.draw(traffic.history.at(-1).active, line("active"));
+  charts.active.draw(active, line("active"));
 }
 
 function showState(reason, snapshot) {

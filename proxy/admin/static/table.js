@@ -138,9 +138,13 @@ export class EndpointTable {
       row.update(entry);
       return row.node;
     });
-    // Only when another order is wanted: a node that is put in again loses the keyboard's focus.
     const same = nodes.length === this.#body.children.length && nodes.every((node, index) => this.#body.children[index] === node);
-    if (!same) this.#body.replaceChildren(...nodes);
+    if (!same) {
+      // What is put in again loses the keyboard's focus.
+      const focused = this.#body.contains(document.activeElement) ? document.activeElement : null;
+      this.#body.replaceChildren(...nodes);
+      focused?.focus({ preventScroll: true });
+    }
     this.#offerMore(shown.length, matching.length);
   }
 

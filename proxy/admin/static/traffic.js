@@ -2,6 +2,7 @@
 
 const WINDOW = 10; // seconds that a rate is taken over
 const HISTORY = 300; // seconds of the lines
+const STEP = 1; // seconds between two points of a line at least: events make the page ask at odd moments
 const STORED = "districhat-history";
 
 const NOTHING = { calls: 0, errors: 0, latency_sum: 0, latency_counts: [] };
@@ -62,6 +63,7 @@ function rates(delta, seconds, bounds) {
 /** Remembers the latest states of the counters. */
 export class Traffic {
   #states = []; // {at, byId, all}, oldest first, one older than the window and all within it
+  #remembered = null; // the state at the latest point of the history
   #bounds = [];
   /** Of the last minutes, oldest first: {at (ms), calls, errors, p50, p99, active}; values may be null. */
   history = [];
@@ -73,16 +75,20 @@ export class Traffic {
     const byId = new Map(answer.endpoints.map((each) => [each.id, each.traffic]));
     const state = { at, byId, all: total([...byId.values(), answer.unserved ?? NOTHING]) };
     const last = this.#states.at(-1);
-    if (last && (at <= last.at || state.all.calls < last.all.calls)) this.#states = []; // another process answers now
+    if (last && (at <= last.at || state.all.calls < last.all.calls)) { // another process answers now
+      this.#states = [];
+      this.#remembered = null;
+    }
     this.#states.push(state);
     while (this.#states.length > 2 && this.#states[1].at <= at - WINDOW * 1000) this.#states.shift();
     this.#remember(at, answer.active_calls);
   }
 
   #remember(at, active) {
-    const step = this.#states.at(-2);
-    const now = this.#states.at(-1);
-    const since = step ? rates(difference(step.all, now.all), (at - step.at) / 1000, this.#bounds) : rates(null);
+    const before = this.#remembered;
+    if (before && at - before.at < STEP * 1000) return;
+    const now = this.#remembered = this.#states.at(-1);
+    const since = before ? rates(difference(before.all, now.all), (at - before.at) / 1000, this.#bounds) : rates(null);
     this.history.push({ at, active, ...since });
     const oldest = at - HISTORY * 1000;
     while (this.history.length && (this.history[0].at < oldest || this.history[0].at > at)) this.history.shift();

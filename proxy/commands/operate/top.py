@@ -33,7 +33,6 @@ class Sampler:
 
     def __init__(self, client: AdminClient) -> None:
         self._client = client
-        self._before: schema.Endpoints | None = None
         self.told = self._client.endpoints().body
         self.all = Rates()
         self.by_id: dict[str, Rates] = {}
@@ -41,7 +40,7 @@ class Sampler:
     def ask(self) -> None:
         """Once more. Raises CommandError; then what was known stays."""
         now = self._client.endpoints().body
-        before, self._before, self.told = self.told, self.told, now
+        before, self.told = self.told, now
         seconds = (now.at - before.at).total_seconds()
         earlier = {each.id: each.traffic for each in before.endpoints}
         self.by_id = {
