@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from proxy.admin.settings import AdminSettings
 from proxy.commands.demo.cluster import running
 from proxy.commands.demo.processes import ChildError
 from proxy.commands.output import console
@@ -46,5 +47,7 @@ def _say_ready(out: Console, cluster: DemoCluster) -> None:
         f"""  grpcurl -plaintext -d '{{"chat_id": "chat-007", "message": "hello"}}' """
         f"{cluster.address} chat.ChatService/PostMessage\n"
         f"""  grpcurl -plaintext -d '{{"server_id": "Server-A"}}' {cluster.address} chat.ChatService/GetCacheStats\n"""
+        f"Look at it: http://{AdminSettings().address} (unless the log above says that this port is taken), "
+        "or districhat status\n"
         f"The servers share {cluster.store}; what the demo made for it is removed at the end. Ctrl-C ends all.",
     )
