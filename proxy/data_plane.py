@@ -140,6 +140,8 @@ class DataPlane:
         """All numbers of this process."""
         told = await in_passes(gathered(self.forwarder, self.listener, self.pools))
         self._lag.tell(told)
+        told.add("districhat_workers", 1)
+        told.add("districhat_workers_replaced_total", 0)
         return told
 
     async def recent_keys(self) -> Collection[bytes]:

@@ -182,6 +182,13 @@ TABLE: Final = (
         ("fingerprint", "hash"),
         "1. Proxies with the same fingerprint agree on every owner.",
     ),
+    Row("districhat_workers", "gauge", (), "Processes that carry calls and answer."),
+    Row(
+        "districhat_workers_replaced_total",
+        "counter",
+        (),
+        "Workers that crashed, hung or could not be started, and were replaced.",
+    ),
     Row("districhat_build_info", "gauge", ("version",), "1. The version of this program."),
 )
 

@@ -239,6 +239,7 @@ class Supervisor:
         told.values["districhat_displaced_chats"] = {(): len(self.displaced.chats)}
         told.values["districhat_quarantined_chats"] = {(): len(self.detector.quarantined)}
         told.values["districhat_quarantines_total"] = {(): self.detector.quarantines}
+        told.values["districhat_workers_replaced_total"] = {(): self.replaced}
         return told
 
     async def recent_keys(self) -> Collection[bytes]:

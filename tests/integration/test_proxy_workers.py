@@ -387,19 +387,22 @@ async def test_the_numbers_of_all_workers_are_added_up_and_those_of_a_dead_one_s
         admin_of(proxy) as admin,
     ):
 
-        async def calls() -> float:
+        async def total(name: str) -> float:
             async with admin.get("/metrics") as response:
                 text = await response.text()
-            lines = [line for line in text.splitlines() if line.startswith("districhat_calls_total{")]
+            lines = [line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
             return sum(float(line.rpartition(" ")[2]) for line in lines)
 
         for client in clients.values():
             for _ in range(5):
                 await ask(client, "chat")
-        assert await calls() == 10
+        assert await total("districhat_calls_total") == 10
+        assert await total("districhat_workers") == 2
+        assert await total("districhat_workers_replaced_total") == 0
         os.kill(victim := next(iter(clients)), signal.SIGKILL)
         await eventually(lambda: len(c := children(proxy)) == 2 and victim not in c, "replacement")
-        assert await calls() == 10
+        assert await total("districhat_calls_total") == 10
+        assert await total("districhat_workers_replaced_total") == 1
         proxy.expects("was ended by SIGKILL")
 
 
