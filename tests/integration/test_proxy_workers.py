@@ -136,6 +136,19 @@ async def test_a_killed_worker_costs_its_own_calls_alone_and_is_replaced(tmp_pat
         assert (await get(admin, "/api/endpoints"))["endpoints"][0]["status"] == "available"
 
 
+async def test_a_worker_that_crashes_again_soon_is_replaced_after_a_pause(tmp_path: Path) -> None:
+    async with echo_servers("Server-A") as (server,), proxy_process(tmp_path, config(server)) as proxy:
+        for when in ("at once", "in 0.5 s"):
+            (victim,) = [pid for pid in children(proxy) if b"worker-0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            ready = proxy.log().count("is ready")
+            os.kill(victim, signal.SIGKILL)
+            await eventually(lambda ready=ready: proxy.log().count("is ready") > ready, "replacement")  # type: ignore[misc]
+            assert f"worker 0 (process {victim}) was ended by SIGKILL" in proxy.log()
+            assert f"it is replaced {when}" in proxy.log()
+        assert len(children(proxy)) == 2
+        proxy.expects("was ended by SIGKILL")
+
+
 async def test_under_load_a_killed_worker_fails_only_calls_that_it_had(tmp_path: Path) -> None:
     async with echo_servers("Server-A", "Server-B") as servers, proxy_process(tmp_path, config(*servers)) as proxy:
         failed: list[grpc.StatusCode] = []
