@@ -43,7 +43,12 @@ def children(proxy: ProxyProcess) -> list[int]:
     found = []
     for file in Path(f"/proc/{proxy.pid}/task").glob("*/children"):
         found += map(int, file.read_text(encoding="ascii").split())
-    return sorted(pid for pid in found if b"proxy.workers.worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return sorted(pid for pid in found if b"proxy.workers.worker" in command(pid))
+
+
+def command(pid: int) -> bytes:
+    """The command line of a process."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def connections(pid: int, port: int) -> int:
@@ -139,7 +144,7 @@ async def test_a_killed_worker_costs_its_own_calls_alone_and_is_replaced(tmp_pat
 async def test_a_worker_that_crashes_again_soon_is_replaced_after_a_pause(tmp_path: Path) -> None:
     async with echo_servers("Server-A") as (server,), proxy_process(tmp_path, config(server)) as proxy:
         for when in ("at once", "in 0.5 s"):
-            (victim,) = [pid for pid in children(proxy) if b"worker-0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            (victim,) = [pid for pid in children(proxy) if b"worker-0" in command(pid)]
             ready = proxy.log().count("is ready")
             os.kill(victim, signal.SIGKILL)
             await eventually(lambda ready=ready: proxy.log().count("is ready") > ready, "replacement")  # type: ignore[misc]
