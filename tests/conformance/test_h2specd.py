@@ -110,7 +110,7 @@ def outcomes(text: str) -> dict[str, bool]:
 
 
 @pytest.mark.slow
-async def test_every_case_passes_but_those_that_rfc_9113_changed(tmp_path: Path, record: Callable[[Row], None]):
+async def test_every_case_passes_but_those_explained(tmp_path: Path, record: Callable[[Row], None]):
     h2specd = go_tool("h2specd")
     troubles: list[BaseException] = []
     server = await asyncio.start_server(partial(serve_case, troubles), "127.0.0.1", 0)
