@@ -118,8 +118,15 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    everybody, everything = tuple(PEERS.values()), tuple(SCENARIOS.values())
-    add("--peers", type=names(PEERS), default=everybody, metavar="A,B", help="which proxies (default: all)")
+    everybody = tuple(peer for peer in PEERS.values() if not peer.on_request)
+    everything = tuple(SCENARIOS.values())
+    add(
+        "--peers",
+        type=names(PEERS),
+        default=everybody,
+        metavar="A,B",
+        help="which proxies (default: all but unmetered)",
+    )
     add("--scenarios", type=names(SCENARIOS), default=everything, metavar="A,B", help="which loads (default: all)")
     add("--rounds", type=number(int, 1, 1000), default=5, metavar="N", help="measured runs of each (default: 5)")
     add("--calls", type=number(int, 1, 1e7), metavar="N", help="calls per run (default: the peer's and load's own)")

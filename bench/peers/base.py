@@ -79,6 +79,8 @@ class Peer:
     """False: it looks at no chat at all, and all calls of a connection go to one backend."""
     tls: bool = True
     """It heeds `Setup.tls`."""
+    on_request: bool = False
+    """It takes part only if `--peers` names it."""
     scenarios: tuple[str, ...] | None = None
     """Those it takes part in, if not all."""
     packages: tuple[str, ...] = field(default=())

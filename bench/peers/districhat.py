@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bench.peers.base import Peer
@@ -15,6 +16,13 @@ def _command(setup: Setup) -> list[str]:
     config = setup.directory / "proxy.toml"
     config.write_text(configuration(setup), encoding="utf-8")
     return [sys.executable, "-m", "proxy", "serve", "--config", str(config)]
+
+
+def _command_without_metrics(setup: Setup) -> list[str]:
+    command = _command(setup)
+    with (setup.directory / "proxy.toml").open("a", encoding="utf-8") as config:
+        config.write("\n[metrics]\nenabled = false\n\n[decisions]\nkept = 0\n")
+    return command
 
 
 def configuration(setup: Setup) -> str:
@@ -47,4 +55,12 @@ PEER = Peer(
     ready=" ready on ",
     packages=("districhat", "ngh2", "uvloop"),
     settings="defaults; `idempotency_key = true` and `per_try_timeout` on the repeatable method",
+)
+
+WITHOUT_METRICS = replace(
+    PEER,
+    name="unmetered",
+    about="this project with [metrics] enabled = false and no recent decisions, to see what those cost",
+    command=_command_without_metrics,
+    on_request=True,
 )

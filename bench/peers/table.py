@@ -14,6 +14,14 @@ OURS = districhat.PEER
 
 PEERS: dict[str, Peer] = {
     peer.name: peer
-    for peer in (districhat.PEER, haproxy.PEER, nginx.PEER, envoy.PEER, haproxy.RELAY, aio_passthrough.PEER)
+    for peer in (
+        districhat.PEER,
+        districhat.WITHOUT_METRICS,
+        haproxy.PEER,
+        nginx.PEER,
+        envoy.PEER,
+        haproxy.RELAY,
+        aio_passthrough.PEER,
+    )
 }
 """By name, in the order of the tables."""
