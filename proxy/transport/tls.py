@@ -20,21 +20,21 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from proxy.cluster.endpoint import Endpoint
 from proxy.errors import ConfigError
 from proxy.transport.reactor import Handle, Reactor, ssl_reason
 from proxy.transport.settings import ListenerTlsSettings, TlsVersion, UpstreamTlsSettings
 
-if TYPE_CHECKING:
-    from datetime import datetime
-
 log = logging.getLogger(__name__)
 
 ALPN: Final = "h2"
 """RFC 9113, 3.1."""
+REMIND_WITHIN: Final = 7
+"""Days before the end of a certificate from which on the log tells of it."""
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """For TLS 1.2, what RFC 9113, appendix A leaves: ephemeral keys and AEAD. TLS 1.3 has nothing else."""
 _VERSIONS: Final[dict[TlsVersion, ssl.TLSVersion]] = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
@@ -51,6 +51,9 @@ class Pem(NamedTuple):
 class _Renewable:
     """Something made from files: made again when they change."""
 
+    expires: datetime | None = None
+    """When our certificate, or one that leads to its CA, does. None: there is none."""
+
     def __init__(self, section: str, files: Sequence[Path | None], interval: float) -> None:
         """`section`: the settings' key, for messages. `files`: those that matter. `interval`: seconds between looks."""
         self._section = section
@@ -58,6 +61,8 @@ class _Renewable:
         self._interval = interval
         self._timer: Handle | None = None
         self._seen: list[bytes | None] = self._look()
+        self._reminded = REMIND_WITHIN
+        """Days that were left when the log was told last."""
         self._make()
 
     def _make(self) -> None:
@@ -69,6 +74,7 @@ class _Renewable:
 
         def look() -> None:
             self.renew()
+            self.remind(datetime.now(UTC))
             self.watch(reactor)
 
         self._timer = reactor.call_later(self._interval, look)
@@ -93,6 +99,14 @@ class _Renewable:
         log.info("the files of [%s] have changed: new connections use them", self._section)
         return True
 
+    def remind(self, now: datetime) -> None:
+        """Tell the log, once a day, of a certificate that ends soon, or has ended."""
+        left = (self.expires - now).days if self.expires is not None else REMIND_WITHIN
+        if left < REMIND_WITHIN and left != self._reminded:
+            what = f"expires in {left} days" if left >= 0 else "has expired"
+            log.warning("the certificate of [%s] %s", self._section, what)
+        self._reminded = left
+
     def _look(self) -> list[bytes | None]:
         return [_content(file) for file in self._files]
 
@@ -114,8 +128,6 @@ class ServerTls(_Renewable):
         self.handshake_timeout = settings.handshake_timeout
         self.context: ssl.SSLContext
         """For the next connection."""
-        self.expires: datetime
-        """When our certificate, or one that leads to its CA, does."""
         super().__init__(section, [settings.certificate, settings.key, settings.client_ca], settings.reload_interval)
 
     def _make(self) -> None:
@@ -156,8 +168,6 @@ class ClientTls(_Renewable):
         """For the next connection."""
         self.pem: Pem
         """What it was made of; another object each time."""
-        self.expires: datetime | None = None
-        """When our certificate, or one that leads to its CA, does."""
         super().__init__(section, [settings.ca, settings.certificate, settings.key], settings.reload_interval)
 
     def _make(self) -> None:

@@ -164,7 +164,29 @@ def test_all_that_is_wrong_with_both_sides_is_said_at_once(certificate: Certific
 
 def test_the_day_on_which_the_certificate_ends_is_known(ca: Authority) -> None:
     certificate = ca.issue("server.test", not_after=TOMORROW)
-    assert abs(server_tls(certificate).expires - TOMORROW) < timedelta(seconds=1)
+    expires = server_tls(certificate).expires
+    assert expires is not None
+    assert abs(expires - TOMORROW) < timedelta(seconds=1)
+
+
+def test_the_log_is_told_once_a_day_of_a_certificate_that_ends_soon(
+    ca: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = datetime.now(UTC)
+    certificate = ca.issue("server.test", not_after=now + timedelta(days=9))
+    tls = server_tls(certificate)
+    for hours in range(0, 11 * 24, 3):
+        tls.remind(now + timedelta(hours=hours))
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        *(f"the certificate of [listener.tls] expires in {left} days" for left in (6, 5, 4, 3, 2, 1, 0)),
+        *["the certificate of [listener.tls] has expired"] * 2,
+    ]
+    ca.again(certificate, "server.test")
+    assert tls.renew()
+    caplog.clear()
+    tls.remind(now + timedelta(days=11))
+    assert not caplog.records
 
 
 # Handshakes.
