@@ -58,7 +58,7 @@ class Orders:
     rate: float = 0.0
     """Calls per second; 0: as fast as answers come."""
     timeouts: bool = False
-    """Send a `grpc-timeout` between 1 and 10 s, different from call to call."""
+    """Send a `grpc-timeout` between 5 and 10 s, different from call to call."""
     routing_header: str = ""
     """The header that carries the chat id for a proxy that cannot read messages."""
 
@@ -102,7 +102,7 @@ class Generator:
         orders = self._orders
         timeouts = [b""]
         if orders.timeouts:
-            values = (self._random.randrange(1_000_000, 10_000_000) for _ in range(_PREPARED))
+            values = (self._random.randrange(5_000_000, 10_000_000) for _ in range(_PREPARED))
             timeouts = [literal(b"grpc-timeout", b"%du" % value) for value in values]
         chats = [f"chat-{number:05}" for number in range(orders.chats)]
         bodies = [framed(request(chat)) for chat in chats]
