@@ -77,7 +77,9 @@ class DataPlane:
         limits = settings.limits
         self.backlog = Backlog(limits.max_buffered_per_connection, limits.max_buffered, self.watch.exceeded)
         counting = settings.metrics.enabled
-        clock = PassClock(reactor.clock if counting else None)
+        # Records of calls have times too.
+        timed = counting or settings.decisions.kept or settings.log.access_sample or settings.tracing.endpoint
+        clock = PassClock(reactor.clock if timed else None)
         self.stats = Stats(clock, on=counting)
         self.outbox = Outbox(reactor.call_soon, self.backlog, clock)
         self.tls = Tls(settings.listener.tls, settings.upstream.tls)

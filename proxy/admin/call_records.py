@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from proxy.admin import schema
 from proxy.admin.logs import LogSettings
 from proxy.forwarding.call_record import CallRecord
+from proxy.forwarding.headers import is_recorded
 from proxy.forwarding.stats import status_name
 
 ACCESS: Final = "districhat.access"
@@ -80,19 +81,18 @@ class CallRecords:
 
     def ended(self, record: CallRecord, *, sampled: bool) -> None:
         """See `Watcher`."""
-        keep = traced = not sampled
-        logged = False
+        keep, logged, traced = not sampled, False, False
         if sampled:
             self._sampled += 1
             keep, logged, traced = (stride > 0 and self._sampled % stride == 0 for stride in self._strides)
-        if not (keep or logged or self._tracer is not None):
-            return
+        if record.traceparent:  # whether its trace is recorded, its client has decided
+            traced = is_recorded(record.traceparent)
         now = datetime.now(UTC)
         if keep and self._kept.maxlen:
             self._kept.append(Kept(now, record))
         if logged:
             self._access.info(json.dumps(self._line(record, now), ensure_ascii=False))
-        if self._tracer is not None and (traced or record.traceparent):
+        if self._tracer is not None and traced:
             self._tracer.record(record, now)
 
     def slow(self, record: CallRecord) -> None:

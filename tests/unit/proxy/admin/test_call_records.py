@@ -57,6 +57,18 @@ async def test_a_decision_says_who_owned_the_call_who_got_it_and_how_it_ended(co
     assert decision.reasons == f"{home}: reset the call (INTERNAL_ERROR)"
 
 
+async def test_decisions_have_their_times_also_where_metrics_are_off(connect):
+    world = started(decisions=EVERY_CALL, metrics={"enabled": False})
+    client = await connect(world)
+    owner = world.at(world.owner("chat-001"))
+    owner.on_request = None
+    world.client().request(message("chat-001"))
+    world.advance(0.5)
+    owner.respond(1)
+    world.run()
+    assert (await decisions(client)).decisions[0].seconds == 0.5
+
+
 async def test_one_call_in_so_many_is_kept_newest_first_and_no_more_than_so_many(connect):
     world = started(decisions={"sample": 10, "kept": 3, "chat_ids": "plain"})
     client = await connect(world)

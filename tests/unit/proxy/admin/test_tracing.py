@@ -124,8 +124,9 @@ def test_without_a_trace_of_its_own_one_call_in_so_many_begins_one(collector):
     assert {span.parent_span_id for span in collector.spans} == {b""}
 
 
-def test_a_trace_that_its_client_does_not_record_is_not_recorded_here(collector):
-    world = traced(collector)
+@pytest.mark.parametrize("watched", [{}, {"sample": 1, "chat_ids": "plain"}])
+def test_a_trace_that_its_client_does_not_record_is_not_recorded_here(collector, watched):
+    world = World(tracing={"endpoint": collector.address, "sample": 1}, decisions=watched).echoing().start()
     caller = world.client()
     for value in (f"00-{TRACE}-{PARENT}-00".encode(), b"nonsense"):
         caller.request(message("chat-001"), extra=[(b"traceparent", value)])
@@ -147,3 +148,11 @@ def test_a_trace_that_its_client_does_not_record_is_not_recorded_here(collector)
 )
 def test_the_lowest_bit_of_the_flags_decides(value, recorded):
     assert is_recorded(value) is recorded
+
+
+def test_a_call_that_asks_for_an_explanation_begins_no_trace(collector):
+    world = traced(collector)
+    world.client().request(message("chat-001"), extra=[(b"x-districhat-explain", b"1")])
+    world.run()
+    world.proxy.close()
+    assert collector.spans == []
