@@ -220,8 +220,11 @@ async def echo_servers(
 
 @asynccontextmanager
 async def channel(address: str, *options: tuple[str, Any], **arguments: Any) -> AsyncIterator[grpc.aio.Channel]:
-    """A client's channel with a connection of its own."""
-    async with grpc.aio.insecure_channel(address, options=(*CLIENT_OPTIONS, *options), **arguments) as opened:
+    """A client's channel with a connection of its own. `options` replace those of `CLIENT_OPTIONS`: of an option that
+    is given twice, grpcio takes the first.
+    """
+    merged = tuple({**dict(CLIENT_OPTIONS), **dict(options)}.items())
+    async with grpc.aio.insecure_channel(address, options=merged, **arguments) as opened:
         yield opened
 
 
