@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -428,7 +427,3 @@ async def test_an_idle_session_ends_by_itself_in_memory_and_store(
 
 async def _is_gone(store: Any) -> bool:
     return await store.load("chat", recent=1) is None
-
-
-def test_redis_server_is_there() -> None:
-    assert shutil.which("redis-server"), "apt-get install redis-server"

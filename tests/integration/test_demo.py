@@ -17,6 +17,7 @@ import pytest
 from districhat import chat_pb2, chat_pb2_grpc
 
 from proxy.balancing.hash_ring import HashRing
+from tests.support.tools import need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,6 +148,7 @@ def test_the_simulation_without_a_death_and_with_colours():
 
 
 def test_sessions_survive_in_a_redis_of_the_demos_own():
+    need("redis-server", "redis-server")
     ended = demo("--store", "redis")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stdout.splitlines()[-1].startswith("PASSED: 50 messages sent and answered, ")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import signal
 import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-import pytest
+from tests.support.tools import need
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -24,9 +23,7 @@ class RedisServer:
     """
 
     def __init__(self, directory: Path, *options: str) -> None:
-        program = shutil.which("redis-server")
-        if program is None:
-            pytest.fail("redis-server is missing: apt-get install redis-server")
+        program = need("redis-server", "redis-server")
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         directory.mkdir(exist_ok=True)
