@@ -7,6 +7,8 @@ the end the ledger must show:
 1. Each call has exactly one final status, and none was stuck.
 2. A call that went well was executed exactly once, and none was executed twice.
 3. A chat's calls ran at its owner, unless the owner was absent, and then at the next server on the ring that was not.
+   A server is absent while there is trouble with it. One that the proxy took for sick without that (its log says so)
+   was too slow for its health checks, as on a machine that has other work; it may explain one call in a thousand.
 4. A call failed only if something worse than a drain happened to a server at that time, and never if it has an
    idempotency key.
 5. Every server gets its chats back.
@@ -22,6 +24,7 @@ import asyncio
 import itertools
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -29,6 +32,7 @@ import time
 from collections import Counter
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,6 +66,11 @@ OUTLIER: Table = {"base_ejection_time": 0.5, "max_ejection_time": 1.0, "quaranti
 """No quarantine: two troubles at the same time look like a poisonous chat to it."""
 SLACK = 2.0
 """Seconds after a server's return, longer than an ejection, in which its absence still explains."""
+SAID = re.compile(
+    r"^(\S+ \S+) \w+ \S+: (\S+)(?: \(\S+\))? (is unhealthy|is down|is healthy again|is reachable again)", re.MULTILINE
+)
+FALSE_ALARMS = 1 / 1000
+"""Share of the calls that may have gone elsewhere although nothing was done to their server."""
 SPARE_DESCRIPTORS = 3
 """More than at the start that the proxy may have at the end: sockets of its health checks come and go."""
 
@@ -181,6 +190,20 @@ class Chaos:
         ]
 
 
+def said_by(log: str) -> list[Absence]:
+    """The times during which the proxy took a server for sick, by its own log."""
+    ahead = datetime.now().astimezone().timestamp() - time.monotonic()
+    begun: dict[str, float] = {}
+    absences = []
+    for when, server, what in SAID.findall(log):
+        at = datetime.strptime(when, "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp() - ahead
+        if what in ("is unhealthy", "is down"):
+            begun.setdefault(server, at)
+        elif server in begun:
+            absences.append(Absence(server, what, begun.pop(server), at))
+    return absences
+
+
 async def chaos(directory: Path, seconds: float, seed: int, rate: float, net: Network | None) -> list[str]:
     """Run it. Returns what is wrong, which should be nothing."""
     async with AsyncExitStack() as stack:
@@ -226,13 +249,17 @@ async def _run(run: Chaos, seconds: float) -> list[str]:
     wrong += [
         f"left at {entry.server}: {entry.call} {entry.method}" for entry in ledger.unfinished() if entry.pid in alive
     ]
-    wrong += violations(records, ledger, run.proxy.walk, run.absences)
+    misplaced = violations(records, ledger, run.proxy.walk, run.absences)
+    found = violations(records, ledger, run.proxy.walk, [*run.absences, *said_by(run.proxy.log())])
+    false_alarms = len(misplaced) - len(found)
+    wrong += misplaced if false_alarms > FALSE_ALARMS * len(records) else found
     wrong += [
         f"{record.kind} {record.call} failed, and should not have\n{history(record, ledger)}"
         for record in run.unexplained(records)
     ]
     longest = max(record.ended - record.started for record in records)
     print(f"{len(records)} calls, the longest took {longest:.2f} s; {len(run.absences)} troubles")
+    print(f"  {false_alarms:7d} went elsewhere by a false alarm of the health checks")
     for what, count in sorted(outcome(records).items()):
         print(f"  {count:7d} {what}")
     for why, count in Counter(record.details for record in failed(records)).most_common(10):
