@@ -51,8 +51,6 @@ _MAX_PART: Final = 16 << 20
 """Bytes of a part that are accepted: a message of 4 MiB, its reply and what is around them."""
 _MAX_SESSION: Final = 256 << 20
 """Bytes of a session that are fetched: it is in memory until it is complete."""
-_ABSORB: Final = 2048
-"""Messages stored in one step."""
 _MAX_OWED: Final = 100_000
 """Chats remembered that still wait for a peer, at about 200 bytes each. The longest waiting is forgotten."""
 _FOR_GOOD: Final = frozenset({grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.PERMISSION_DENIED})
@@ -98,6 +96,8 @@ class Peers:
         """Peer -> when it may be asked again."""
         self._owed: OrderedDict[str, tuple[str, ...]] = OrderedDict()
         """Chat -> the peers that may have messages of it, and could not be asked."""
+        self._ended: set[str] = set()
+        """Chats that ended while `bring` was at them: what it brings is not wanted any more."""
         self._locks = ChatLocks()
         self.fetched = 0
         """Sessions of which something came from a peer."""
@@ -125,6 +125,7 @@ class Peers:
         if not self._fetch:
             return
         async with self._locks.holding(chat_id):
+            self._ended.discard(chat_id)
             peers = dict.fromkeys(self._owed.pop(chat_id, ()))
             if previous_owner in self._addresses:
                 peers[previous_owner] = None
@@ -133,8 +134,9 @@ class Peers:
                     if self._now() >= self._failed.get(peer, 0.0) and await self._bring_from(chat_id, peer):
                         del peers[peer]
             finally:
-                if peers:
+                if peers and chat_id not in self._ended:
                     self._owe(chat_id, tuple(peers))
+                self._ended.discard(chat_id)
 
     async def _bring_from(self, chat_id: str, peer: str) -> bool:
         """Whether there is nothing more to ask of the peer."""
@@ -143,10 +145,9 @@ class Peers:
                 messages, is_rest = await self._ask(chat_id, peer)
         except (grpc.aio.AioRpcError, TimeoutError, _TooLargeError) as error:
             return self._failed_for_good(peer, error)
-        new = 0
-        for start in range(0, len(messages), _ABSORB):
-            new += await self._cache.absorb(chat_id, messages[start : start + _ABSORB], whole=not is_rest)
-        self.fetched += new > 0
+        if chat_id in self._ended:
+            return True
+        self.fetched += await self._cache.absorb(chat_id, messages, whole=not is_rest) > 0
         return True
 
     def _failed_for_good(self, peer: str, error: Exception) -> bool:
@@ -248,11 +249,18 @@ class Peers:
 
     # The end of a chat.
 
+    def forget(self, chat_id: str) -> None:
+        """The chat ends: what peers owe of it, and what is on its way, shall not bring it back."""
+        self._owed.pop(chat_id, None)
+        if chat_id in self._locks.held:
+            self._ended.add(chat_id)
+
     async def end_everywhere(self, chat_id: str) -> list[str]:
         """Ends the chat at all peers. Returns those, with the reason, where it may be left."""
-        self._owed.pop(chat_id, None)
+        self.forget(chat_id)
         peers = list(self._addresses)
         results = await asyncio.gather(*(self._end_at(peer, chat_id) for peer in peers))
+        self.forget(chat_id)  # also what was asked for before the last of them had ended it
         return [f"{peer}: {why}" for peer, why in zip(peers, results, strict=True) if why]
 
     async def _end_at(self, peer: str, chat_id: str) -> str:

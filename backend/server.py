@@ -55,6 +55,7 @@ class ChatServer:
             recent_messages=cache.recent_messages,
             session_ttl=ttl,
             unwritten_limit=settings.store.max_unwritten if write_back else None,
+            dedupe_window=settings.store.dedupe_window,
         )
         self._maintenance = Maintenance(
             self._cache,

@@ -172,6 +172,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
             _check_ids(request.chat_id)
             if peer_of(context):
                 await self._peers.check(context)
+                self._peers.forget(request.chat_id)
                 left: list[str] = []
             else:
                 left = await self._peers.end_everywhere(request.chat_id)

@@ -40,6 +40,8 @@ _APPEND_ATTEMPTS = 8
 outside of a split cluster, and each is one cheap round trip. Losing eight times in a row ends the call."""
 _WRITES_AT_ONCE = 256
 """Chats whose messages are written at the same time: they share the store's commits."""
+_BATCH: Final = 1024
+"""Messages of a chat written in one step, at most: others wait meanwhile."""
 
 L1: Final = CacheLevel.L1
 DISK: Final = CacheLevel.DISK
@@ -91,9 +93,9 @@ class HierarchicalCache:
     the store. `l1_bytes`, `l2_bytes`: in bytes besides, None for no limit. `recent_messages`: the most messages of a
     session held in memory, at least 1. `session_ttl`: seconds without a message after which a session in memory is not
     believed in any more; the store must have been told the same. `unwritten_limit`: messages that write-back may hold
-    before it writes through, None for write-through. The store stays the caller's to close. Operations on one chat run
-    one after another in the order they came, on different chats at the same time. A cancelled operation may or may not
-    have written its message.
+    before it writes through, None for write-through. `dedupe_window`: that of the store, or less. The store stays the
+    caller's to close. Operations on one chat run one after another in the order they came, on different chats at the
+    same time. A cancelled operation may or may not have written its message.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class HierarchicalCache:
         recent_messages: int = 50,
         session_ttl: float | None = None,
         unwritten_limit: int | None = None,
+        dedupe_window: int = 1024,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.levels = CacheLevels(
@@ -120,6 +123,8 @@ class HierarchicalCache:
         self._keep = recent_messages
         self._ttl = session_ttl
         self._unwritten = None if unwritten_limit is None else Unwritten(unwritten_limit)
+        # What is written at once fits into the window: when its answer is lost, all of it is known the next time.
+        self._batch = min(dedupe_window, _BATCH)
         self._clock = clock or asyncio.get_running_loop().time
         self._locks = ChatLocks()
         self._held = self._locks.held
@@ -204,10 +209,13 @@ class HierarchicalCache:
         async with self._locks.holding(chat_id):
             if self._unwritten is not None:
                 await self._write(chat_id, self._unwritten)
-            result = await self._store.extend(chat_id, messages, whole=whole)
-            if result.after != result.before:
-                self.levels.discard(chat_id)
-            return result.after.length - result.before.length
+            new = 0
+            for start in range(0, len(messages), self._batch):
+                result = await self._store.extend(chat_id, messages[start : start + self._batch], whole=whole)
+                if result.after != result.before:
+                    self.levels.discard(chat_id)
+                new += result.after.length - result.before.length
+            return new
 
     async def write_out(self, *, evicted_only: bool = False) -> None:
         """Writes what write-back holds; `evicted_only`: of the sessions that left memory. Raises StoreError if some
@@ -391,20 +399,19 @@ class HierarchicalCache:
 
     async def _write(self, chat_id: str, unwritten: Unwritten) -> None:
         """Writes what the chat has to write. For holders of its lock."""
-        messages = unwritten.of(chat_id)
-        if not messages:
-            return
-        result = await self._store.extend(chat_id, messages)
-        number = unwritten.forget(chat_id)
-        resident = self.levels.find(chat_id)
-        if resident is None:
-            return
-        session = resident.session
-        if result.before == (session.epoch, session.length - number) and result.after.length == session.length:
-            resident.replace(session._replace(epoch=result.after.epoch))
-        else:  # another server wrote to the chat, or the store knew a message that memory did not
-            self._conflicts += 1
-            self.levels.discard(chat_id)
+        while messages := unwritten.of(chat_id):
+            waiting = len(messages)
+            result = await self._store.extend(chat_id, messages[: self._batch])
+            number = unwritten.forget(chat_id, self._batch)
+            resident = self.levels.find(chat_id)
+            if resident is None:
+                continue
+            session, before, after = resident.session, result.before, result.after
+            if before == (session.epoch, session.length - waiting) and after.length == before.length + number:
+                resident.replace(session._replace(epoch=after.epoch))
+            else:  # another server wrote to the chat, or the store knew a message that memory did not
+                self._conflicts += 1
+                self.levels.discard(chat_id)
 
     def _complete(self, resident: Resident, position: int, message: Message, reply: str) -> None:
         """The resident session has the reply too, if it still holds the message."""

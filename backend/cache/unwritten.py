@@ -24,9 +24,13 @@ class Unwritten:
         """The chat's, oldest first."""
         return self.chats.get(chat_id, [])
 
-    def forget(self, chat_id: str) -> int:
-        """They are written, or not wanted any more. Returns how many there were."""
-        number = len(self.chats.pop(chat_id, ()))
+    def forget(self, chat_id: str, number: int | None = None) -> int:
+        """The oldest `number` (None: all) of a chat are written, or not wanted any more. Returns how many those are."""
+        messages = self.chats.pop(chat_id, [])
+        if number is not None and number < len(messages):
+            self.chats[chat_id] = messages[number:]
+        else:
+            number = len(messages)
         self.count -= number
         return number
 

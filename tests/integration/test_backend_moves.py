@@ -354,6 +354,33 @@ async def test_end_chat_frees_the_session_at_all_peers(tmp_path: Path) -> None:
         assert (again.message_count, again.cache_location) == (1, CACHE_MISS)
 
 
+@pytest.mark.parametrize("at", ["Server-A", "Server-B"])
+async def test_a_chat_that_ends_while_its_session_is_fetched_stays_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    async with cluster_of(tmp_path, *IDS) as cluster:
+        for text in ("1", "2"):
+            await cluster.post("Server-A", text)
+        peers = cluster.servers["Server-B"]._peers
+        ask, fetched, goes_on = peers._ask, asyncio.Event(), asyncio.Event()
+
+        async def slowly(chat_id: str, peer: str) -> Any:
+            answer = await ask(chat_id, peer)
+            fetched.set()
+            await goes_on.wait()
+            return answer
+
+        monkeypatch.setattr(peers, "_ask", slowly)
+        moved = asyncio.ensure_future(cluster.post("Server-B", "new", before="Server-A"))
+        await fetched.wait()
+        assert (await cluster.stubs[at].EndChat(chat_pb2.EndChatRequest(chat_id="chat"))).success
+        goes_on.set()
+        assert (await moved).message_count == 1, "a chat of its own"
+        assert await cluster.texts("Server-B") == ["new"]
+        again = await cluster.post("Server-B", "next", before="Server-A")
+        assert again.message_count == 2
+
+
 async def test_end_chat_names_the_peers_it_did_not_reach(tmp_path: Path) -> None:
     async with cluster_of(tmp_path, "Server-A", "Server-B") as cluster:
         await cluster.post("Server-A", "1")

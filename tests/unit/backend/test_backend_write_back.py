@@ -12,6 +12,7 @@ from backend.cache.levels import CacheLevel
 from backend.errors import StoreError
 from backend.maintenance import Maintenance
 from backend.session import Message
+from backend.store.base import StoreOptions
 from backend.store.memory import MemoryStore
 from tests.support.polling import eventually
 
@@ -152,6 +153,56 @@ async def test_two_servers_that_both_wrote_back_to_a_chat_lose_and_double_nothin
     session, level, _ = await second.add_message("chat", named("3"))
     assert (session.length, level) == (7, CacheLevel.DISK), "its memory was behind"
     assert second.statistics().conflicts == 1
+
+
+class ForgetfulStore(MemoryStore):
+    """Takes the messages, and its first answer is lost."""
+
+    answers_lost = 1
+
+    async def extend(self, chat_id: str, messages: Sequence[Message], *, whole: bool = False) -> Extended:
+        result = await super().extend(chat_id, messages, whole=whole)
+        if self.answers_lost:
+            self.answers_lost -= 1
+            raise StoreError("the answer was lost")
+        return result
+
+
+async def test_more_messages_than_the_dedupe_window_are_each_written_once_though_an_answer_is_lost() -> None:
+    store = ForgetfulStore(StoreOptions(dedupe_window=4))
+    cache = HierarchicalCache(store=store, unwritten_limit=100, dedupe_window=4)
+    sent = [str(number) for number in range(10)]
+    for text in sent:
+        await cache.add_message("chat", named(text))
+    with pytest.raises(StoreError, match="lost"):
+        await cache.write_out()
+    await cache.write_out()
+    assert await texts(store) == sent
+    assert cache.statistics().unwritten == 0
+    session, _, _ = await cache.add_message("chat", named("10"))
+    assert session.length == 11
+
+
+async def test_a_long_session_is_written_in_parts_and_stays_in_memory() -> None:
+    store = CountingStore()
+    cache = HierarchicalCache(store=store, unwritten_limit=100, dedupe_window=4)
+    for number in range(10):
+        await cache.add_message("chat", named(str(number)))
+    await cache.write_out()
+    assert store.writes == [("chat", 4), ("chat", 4), ("chat", 2)]
+    session, level, _ = await cache.add_message("chat", named("10"))
+    assert (session.length, level) == (11, CacheLevel.L1)
+    assert cache.statistics().conflicts == 0
+
+
+async def test_a_session_from_a_peer_is_taken_once_though_an_answer_is_lost() -> None:
+    store = ForgetfulStore(StoreOptions(dedupe_window=4))
+    cache = HierarchicalCache(store=store, dedupe_window=4)
+    messages = [named(str(number)) for number in range(10)]
+    with pytest.raises(StoreError, match="lost"):
+        await cache.absorb("chat", messages, whole=False)
+    await cache.absorb("chat", messages, whole=False)
+    assert await texts(store) == [message.text for message in messages]
 
 
 async def test_an_evicted_session_is_written_before_it_is_read_again() -> None:
