@@ -451,6 +451,7 @@ class Call:
         """Nothing more is expected of `endpoint`."""
         walk = self._walk()
         walk.leave(endpoint, why, outcome)
+        self.status = CANCELLED  # what it answered is not what the client gets
         endpoint.active -= 1
         self.endpoint = None
         self.up = None

@@ -189,6 +189,8 @@ class Http2Connection:
             engine.receive_data(data)
         except NGH2Error as error:
             self.on_engine_failure(error, bytes(data))
+            if not self.outbox.pending:
+                clock.fresh = False
             return
         events = engine.events()
         if events:
@@ -218,7 +220,7 @@ class Http2Connection:
                 engine.receive_data(piece)
             except NGH2Error as error:
                 self.on_engine_failure(error, bytes(piece))
-                return
+                break
             events = engine.events()
             if len(events) > EVENTS_OF_A_BULK:
                 work += len(events)

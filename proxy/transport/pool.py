@@ -116,7 +116,8 @@ class UpstreamPool:
         A server may count a stream a moment longer than the protocol does (C-core's overload protection), so that one
         opened in the place of another that has just ended is refused. That is no reason to leave the server.
         """
-        if self.reactor.now() >= self._saturated_until or not call.take_back(MAX_REFUSALS):
+        # A pool that drains gets no free stream any more: the call would wait for ever.
+        if self._closed or self.reactor.now() >= self._saturated_until or not call.take_back(MAX_REFUSALS):
             return False
         self.waiting[call] = None
         self.waiting.move_to_end(call, last=False)

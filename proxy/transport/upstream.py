@@ -252,12 +252,15 @@ class UpstreamConnection(Http2Connection, asyncio.BufferedProtocol):
         pool = self.pool
         # The timers before have fired, but for the one of the connection's age, which comes first.
         del self.timers[1:]
+        interval = pool.settings.keepalive_interval
+        if not interval:
+            return  # switched off meanwhile
         if self.calls:
             self._pinged = True
             self.engine.ping()
             self.mark_dirty()
             self.timers.append(pool.reactor.call_later(pool.settings.keepalive_timeout, self._expect_answer))
-        self.timers.append(pool.reactor.call_later(pool.settings.keepalive_interval, self.keep_alive))
+        self.timers.append(pool.reactor.call_later(interval, self.keep_alive))
 
     def on_ping_acknowledged(self, event: PingAcknowledged) -> None:  # noqa: ARG002 - we send one kind only
         """The server is there."""

@@ -63,6 +63,14 @@ def test_bytes_that_are_not_http2_get_a_goaway_and_are_closed(world: World, data
     assert not client.connected
 
 
+def test_the_clock_of_the_passes_does_not_stand_still_after_bytes_that_are_not_http2(world: World) -> None:
+    """Or a call that comes minutes later would count as begun now."""
+    client = RawClient(world)
+    client.transport.write(b"GET / HTTP/1.1\r\n\r\n")
+    world.run()
+    assert not world.proxy.forwarder.clock.fresh
+
+
 def test_a_broken_client_harms_no_other(world: World) -> None:
     good = world.client()
     sid = good.request(message(), end=False)

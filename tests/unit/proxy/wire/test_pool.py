@@ -212,6 +212,23 @@ def test_an_idle_connection_is_not_pinged() -> None:
     assert [world.at(name).pings for name in "ABC"] == [0, 0, 0]
 
 
+def test_keepalive_that_a_reload_switches_off_ends_at_once() -> None:
+    world = World(upstream={"keepalive_interval": 60.0})
+    for name in "ABC":
+        world.server(name)
+    client = world.start().client()
+    client.request(message("chat-005"), path=CHAT)
+    world.run()
+    owner = world.at(world.owner("chat-005"))
+    world.reload(upstream={"keepalive_interval": 0.0})
+    world.advance(59.0)
+    (connection,) = world.proxy.pools[world.proxy.cluster.snapshot.owner(b"chat-005")].connections
+    connection.keep_alive()
+    assert len(connection.timers) == 1, "only its age is left to come"
+    world.advance(3600.0)
+    assert owner.pings == 0
+
+
 def test_an_old_connection_is_replaced_without_disturbing_its_calls() -> None:
     world = World(endpoints=endpoints("A"), upstream={"max_connection_age": 100.0})
     old = world.server("A")

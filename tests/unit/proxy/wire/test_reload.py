@@ -102,6 +102,24 @@ def test_a_call_keeps_its_snapshot_and_passes_over_whoever_was_removed() -> None
     world.assert_clean()
 
 
+def test_a_call_refused_at_the_stream_limit_of_a_removed_server_does_not_wait_there_for_ever() -> None:
+    world = World(upstream={"max_connections": 1}).echoing("A", "C")
+    server = world.server("B", {MAX_CONCURRENT_STREAMS: 1})
+    client = world.start().client()
+    chat = chats_of(world, "B", 1)[0]
+    client.request(message(chat))
+    world.run()
+    second = client.exchanges[client.request(message(chat))]  # waits, so that the server counts as full for a second
+    world.run()
+    server.respond(1)
+    world.run()
+    world.reload(endpoints=endpoints("A", "C"))
+    server.refuse(3)
+    world.run()
+    assert second.status == 0
+    world.assert_clean()
+
+
 def test_a_call_that_waits_for_a_connection_to_a_removed_server_goes_elsewhere() -> None:
     world = World().echoing("A", "C")
     world.servers[endpoints("B")[0]["address"]] = None  # does not answer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ngh2
 import pytest
 
+from proxy.slices import at_once
 from tests.support.wire import Exchange, Headers, Peer, Server, World, endpoints, frame, message
 
 CHAT = b"/chat.ChatService/Chat"  # neither idempotent nor with a key
@@ -341,6 +342,23 @@ def test_a_second_refusal_counts_against_the_budget() -> None:
     world.run()
     assert client.exchanges[sid].status == 14
     assert sum(len(calls_at(world, name)) for name in "ABCDE") == 2
+
+
+def test_a_call_that_its_client_ends_during_a_repeat_counts_as_cancelled() -> None:
+    """Not as what the first server answered: its client never saw that."""
+    world = World()
+    owner, second, _ = world.order("chat-005")
+
+    world.server(owner).on_request = FAILURES["UNAVAILABLE"]
+    world.server(second)
+    client = world.start().client()
+    sid = client.request(message("chat-005"))
+    world.run()
+    client.engine.reset_stream(sid, ngh2.ErrorCode.CANCEL)
+    world.run()
+    counted = at_once(world.proxy.stats.gathered()).values["districhat_calls_total"]
+    assert [labels[-1] for labels, count in counted.items() if count] == ["CANCELLED"]
+    world.assert_clean()
 
 
 # Time.
