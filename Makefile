@@ -9,7 +9,7 @@ ARGS   ?=
 .PHONY: conformance conformance-peers conformance-tools attack fuzz kill hang bench-scale
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # One stamp per set of extras: touched after a successful install, older than pyproject.toml means install again.
 $(VENV)/.installed: pyproject.toml

@@ -2,7 +2,7 @@
 
 Group commit: the thread takes all the jobs that queued up while it was busy into one transaction, and answers them once
 that is committed. Alone, a message pays for a commit of its own; under load hundreds share one, and its disk sync:
-`python -m bench.micro` shows both.
+`make bench-store` shows both.
 """
 
 from __future__ import annotations
