@@ -39,7 +39,8 @@ class DecisionSettings(BaseModel):
     """One call in so many is kept. Calls that ask for an explanation always are."""
     chat_ids: Literal["hashed", "plain"] = "hashed"
     """How chats are named there and in the logs of calls. `hashed`: the same chat has the same hash (BLAKE2b, 64 bits)
-    in every proxy; whoever knows an id can find its calls, but not the other way round."""
+    in every proxy; whoever knows an id can find its calls. There is no salt: who can guess ids, such as numbers, finds
+    them by trying."""
     trailers: bool = True
     """Clients that send the metadata `x-districhat-explain: 1` are told in the trailers which server answered, after
     how many attempts, and why: `x-districhat-endpoint`, `-owner`, `-attempts`, `-reasons`, `-snapshot`."""

@@ -310,7 +310,9 @@ class Event(_Model):
     """Counts up by one within a process; a gap means that this client was too slow."""
     at: datetime
     type: str
-    """`blocked`, `unblocked` (a cause speaks against a server, or no more), `drained`, `undrained`, `reloaded`, ..."""
+    """A cause speaks against a server, or no more: `unreachable`, `reachable`; `unhealthy`, `healthy`; `ejected`,
+    `recovered`; `drained`, `undrained`. It has left the configuration: `removed`. Of the proxy: `reloaded`,
+    `worker_replaced`."""
     endpoint: str = ""
     cause: str = ""
     detail: str = ""

@@ -34,11 +34,15 @@ class WorkerProcess:
         """What it was told last about the load of the others."""
         self.generation = 0
         """Of the settings that it carries calls by; 0: not yet."""
+        self.informed = False
+        """It has been told what holds, and hears of every change from then on: in order, whether it is ready or not."""
+        self.admitted = False
+        """It was told to serve."""
         self.serving = False
         self.stopped = False
         """It accepts nobody any more."""
         self.seen_at = 0.0
-        """When it was last heard."""
+        """When it was last heard, or else started."""
         self._process = process
 
     @classmethod

@@ -66,7 +66,8 @@ SUPPORTED: Final = sys.platform == "linux" and hasattr(os, "pidfd_open")
 EXCHANGE: Final = 0.1
 """Seconds between two exchanges of load figures."""
 START_TIMEOUT: Final = 60.0
-"""Seconds that a worker has to start; a new interpreter takes half a second on an idle machine."""
+"""Seconds that a worker has to start, and may be silent meanwhile; a new interpreter takes half a second on an idle
+machine."""
 APPLY_TIMEOUT: Final = 30.0
 """Seconds that the workers have to apply a reload before it is given up waiting for them."""
 SILENCE: Final = 30.0
@@ -124,6 +125,7 @@ class Supervisor:
         self._draining = asyncio.Event()
         self._attentive = False
         self._exchanging: asyncio.TimerHandle | None = None
+        self._exchanged_at = 0.0
         self._cut_off = 0
         self._asked = 0
         self._answers: dict[int, asyncio.Future[Numbers | tuple[bytes, ...] | tuple[Kept, ...]]] = {}
@@ -173,7 +175,7 @@ class Supervisor:
         await self._until(lambda worker: bool(worker.generation))
         self._serving = True
         for worker in self.workers.values():
-            worker.channel.send(Serve(), must=True)
+            self._admit(worker)
         await self._until(lambda worker: worker.serving)
 
     async def _until(self, ready: Callable[[WorkerProcess], bool]) -> None:
@@ -228,12 +230,13 @@ class Supervisor:
     # What the operator asks.
 
     async def numbers(self) -> StatsSnapshot:
-        """All numbers of the workers, added up. Counters of those that have ended count as they were told last."""
+        """All numbers of the workers, added up. Counters of those that have ended, or do not answer in time, count as
+        they were told last: one that fell back would look like a start from 0, and all of it like new calls.
+        """
         told = StatsSnapshot()
-        for worker, answer in await self._ask("numbers"):
-            if isinstance(answer, Numbers):
-                worker.numbers = StatsSnapshot(answer.values, answer.histograms)
-                told.merge(worker.numbers)
+        answered = {worker for worker, _ in await self._ask("numbers")}
+        for worker in self.workers.values():
+            told.merge(worker.numbers if worker in answered else counters_of(worker.numbers))
         told.merge(self._past)
         # Each worker knows of all of these, so that their sum would be too many.
         told.values["districhat_displaced_chats"] = {(): len(self.displaced.chats)}
@@ -269,11 +272,13 @@ class Supervisor:
                 worker.channel.send(Ask(self._asked, what, limit, key))
                 answer = self._answers[self._asked] = asyncio.get_running_loop().create_future()
                 asked.append((worker, self._asked, answer))
-        if asked:
-            await asyncio.wait([answer for _, _, answer in asked], timeout=ASK_TIMEOUT)
-        for _, number, answer in asked:
-            del self._answers[number]
-            answer.cancel()
+        try:
+            if asked:
+                await asyncio.wait([answer for _, _, answer in asked], timeout=ASK_TIMEOUT)
+        finally:  # also if nobody wants to know any more
+            for _, number, answer in asked:
+                del self._answers[number]
+                answer.cancel()
         return [(worker, answer.result()) for worker, _, answer in asked if not answer.cancelled()]
 
     # Each worker.
@@ -299,7 +304,9 @@ class Supervisor:
             when = f"in {pause:g} s" if pause else "at once"
             log.error("%s: the calls that it had are lost; it is replaced %s", why, when)
             self._tell("worker_replaced", why)
-            await asyncio.sleep(pause)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._draining.wait()
 
     async def _have(self, number: int) -> str:
         """Have a worker with this number. Returns what has become of it, once it is no more."""
@@ -307,7 +314,10 @@ class Supervisor:
             worker = await WorkerProcess.start(number, self._sockets[number], self._tell_all)
         except OSError as error:
             return f"worker {number} could not be started ({error.strerror})"
+        worker.seen_at = asyncio.get_running_loop().time()
         self.workers[number] = worker
+        if self._draining.is_set():  # since it was started
+            worker.channel.send(Drain(), must=True)
         try:
             status = await self._accompany(worker)
         finally:
@@ -348,8 +358,8 @@ class Supervisor:
                 self._greet(worker, message)
             case Applied():
                 worker.generation = message.generation
-                if self._serving and not worker.serving:
-                    worker.channel.send(Serve(), must=True)
+                if self._serving:
+                    self._admit(worker)
                 self._changed.set()
             case Serving():
                 worker.serving = not message.problem
@@ -362,6 +372,8 @@ class Supervisor:
                 worker.stopped = True
                 self._changed.set()
             case Answer():
+                if isinstance(message.value, Numbers):
+                    worker.numbers = StatsSnapshot(message.value.values, message.value.histograms)
                 asked = self._answers.get(message.number)
                 if asked is not None and not asked.done():
                     asked.set_result(message.value)
@@ -369,6 +381,12 @@ class Supervisor:
                 self._cut_off += message.cut_off
             case _:
                 log.error("%s said something that is not for us: %s", worker, type(message).__name__)
+
+    def _admit(self, worker: WorkerProcess) -> None:
+        """Let it serve. Nothing happens if it was let already."""
+        if not worker.admitted and not self._draining.is_set():
+            worker.admitted = True
+            worker.channel.send(Serve(), must=True)
 
     def _greet(self, worker: WorkerProcess, hello: Hello) -> None:
         if hello.version == VERSION:
@@ -406,7 +424,7 @@ class Supervisor:
         self.displaced.configure(settings.failback, self.cluster.snapshot, now)
         self._set_limits()
         for worker in self.workers.values():
-            if worker.generation:  # others are told when they have said hello
+            if worker.informed:  # others are told when they say hello
                 self._configure(worker, ())
 
     async def applied(self) -> None:
@@ -437,6 +455,7 @@ class Supervisor:
             self._attentive,
         )
         worker.elsewhere = None
+        worker.informed = True
         worker.channel.send(configure, must=True)
 
     def _set_limits(self) -> None:
@@ -445,7 +464,7 @@ class Supervisor:
 
     def _send(self, message: Message) -> None:
         for worker in self.workers.values():
-            if worker.generation:
+            if worker.informed:
                 worker.channel.send(message)
 
     # What the workers see.
@@ -491,6 +510,8 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         self._exchanging = loop.call_later(EXCHANGE, self._exchange)
         self._attend()
+        now, before = loop.time(), self._exchanged_at
+        self._exchanged_at = now
         loads = [each.load for each in self.workers.values()]
         active = added_up([load.active for load in loads])
         for endpoint in self.cluster.snapshot:
@@ -501,11 +522,14 @@ class Supervisor:
             own = worker.load.active
             others = {name: calls - own.get(name, 0) for name, calls in active.items() if calls != own.get(name, 0)}
             elsewhere = Elsewhere(others, total - worker.load.total)
-            if worker.generation and elsewhere != worker.elsewhere:
+            if worker.informed and elsewhere != worker.elsewhere:
                 worker.elsewhere = elsewhere
                 worker.channel.send(elsewhere)
-            if worker.seen_at and loop.time() - worker.seen_at > SILENCE:
-                log.error("%s has not been heard of for %g s and is killed", worker, SILENCE)
+            patience = SILENCE if worker.generation else START_TIMEOUT
+            if now - before > SILENCE / 2:  # we were stopped ourselves: what they have said is still to be read
+                worker.seen_at = now
+            elif now - worker.seen_at > patience:
+                log.error("%s has not been heard of for %g s and is killed", worker, patience)
                 worker.kill()
 
     def _find_unreachable(self) -> None:

@@ -126,3 +126,8 @@ def test_the_unit_runs_commands_that_exist_and_outlasts_the_drain() -> None:
         assert ended.value.code == 0
     [seconds] = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
     assert int(seconds) > ListenerSettings().drain_grace
+
+
+def test_the_unit_leaves_it_to_the_proxy_to_end_its_workers() -> None:
+    unit = (DEPLOY / "systemd" / "districhat.service").read_text(encoding="utf-8")
+    assert "KillMode=mixed" in unit.splitlines()
