@@ -320,6 +320,9 @@ class Supervisor:
             worker.channel.send(Drain(), must=True)
         try:
             status = await self._accompany(worker)
+        except OSError as error:  # no file descriptor is left to see its end by
+            worker.kill()
+            return f"{worker} could not be watched ({error.strerror})"
         finally:
             del self.workers[number]
             self._past.merge(counters_of(worker.numbers))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
@@ -137,6 +139,23 @@ async def test_a_worker_that_was_being_started_when_the_drain_began_is_told_to_e
     monkeypatch.setattr(staff.parent, "_accompany", accompany)
     await staff.parent._have(0)
     assert ears.heard == [Drain()]
+
+
+async def test_a_worker_whose_end_nobody_could_see_is_killed_to_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    staff = Staff()
+    staff.parent._sockets = [[]]
+
+    async def start(*_: object) -> WorkerProcess:
+        return staff.ears[0].worker
+
+    async def accompany(_: WorkerProcess) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(WorkerProcess, "start", start)
+    monkeypatch.setattr(staff.parent, "_accompany", accompany)
+    assert "could not be watched (Too many open files)" in await staff.parent._have(0)
+    assert staff.processes[0].killed
+    assert not staff.parent.workers
 
 
 async def test_a_drain_does_not_wait_for_a_worker_that_is_to_be_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
