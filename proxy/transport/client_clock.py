@@ -30,6 +30,7 @@ class ClientClock:
         "old_sid",
         "opened_at",
         "pinged_at",
+        "window",
     )
 
     def __init__(self) -> None:
@@ -42,7 +43,9 @@ class ClientClock:
         """The first GOAWAY went out because of its age, or because it had nothing to do."""
         self.idle_since = 0.0
         self.pinged_at = 0.0
-        """A PING went out that has not been answered."""
+        """A PING went out that has not been answered, nor has DATA come since."""
+        self.window = 0
+        """What was left of the connection's receive window then."""
         self.fragments = 0
         """`Http2Connection.fragments` at the last look."""
         self.newest_sid = 0

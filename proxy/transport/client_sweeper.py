@@ -130,14 +130,20 @@ class ClientSweeper:
 
     def _look_for_fragments(self, connection: DownstreamConnection, now: float) -> None:
         """A frame, or a header block, that comes in pieces may never end, and the engine does not tell. But nobody can
-        answer a PING in the middle of one (RFC 9113, 4.1 and 4.3).
+        answer a PING in the middle of one (RFC 9113, 4.1 and 4.3). Over a slow line the answer may stand behind many
+        seconds of DATA: while that comes, the client is in the middle of nothing for long.
         """
         clock = connection.clock
+        window = connection.engine.local_window_size
         if not clock.pinged_at:
             clock.fragments = connection.fragments
             clock.pinged_at = now
+            clock.window = window
             connection.engine.ping(FRAME_PING)
             connection.mark_dirty()
+        elif window != clock.window:
+            clock.pinged_at = now
+            clock.window = window
         elif now - clock.pinged_at >= self._settings.frame_timeout:
             detail = f"in the middle of a frame or of a header block for {self._settings.frame_timeout:g} s"
             connection.cut_off("frame_timeout", detail)

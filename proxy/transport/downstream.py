@@ -360,8 +360,9 @@ class DownstreamConnection(Http2Connection, asyncio.BufferedProtocol):
         stalled = self.stalled
         for call in owed:
             up = call.up
-            if up is None or up.closed:
+            if up is None:
                 continue  # nobody to pay
+            # Also when `up` is closed, and takes no pay: whether the client takes its bytes shows only here.
             queued = engine.queued_body_size(call.sid) if waiting else 0
             left = call.response_unacked - queued
             if left > 0:

@@ -352,6 +352,40 @@ def test_a_frame_or_header_block_that_does_not_end_ends_the_connection(begun: by
     assert count(world, "frame_timeout") == 1
 
 
+def test_a_header_block_that_does_not_end_after_data_ends_the_connection() -> None:
+    world = silent(World(listener={"frame_timeout": 4.0}))
+    client = world.client()
+    client.request(message("chat-001"), path=CHAT)
+    data = client.engine.data_to_send() + raw_frame(1, 0, 3, b"\x83")
+    for byte in data:
+        client.transport.write(bytes([byte]))
+        world.run()
+    client.flush = lambda: False  # type: ignore[method-assign] - nobody answers a PING in a header block
+    world.advance(8.0)
+    assert count(world, "frame_timeout") == 1
+
+
+def test_a_large_request_over_a_slow_line_is_not_taken_for_an_endless_frame() -> None:
+    """The answer to our PING waits behind it, in the client's own socket buffer."""
+    world = silent(World(listener={"frame_timeout": 4.0}))
+    client = world.client()
+    sid = client.request(message("chat-001", "x" * 200_000), path=CHAT)
+    line = bytearray(client.engine.data_to_send())
+    client.flush = lambda: line.extend(client.engine.data_to_send()) or False  # type: ignore[func-returns-value, method-assign]
+    while line:
+        client.transport.write(bytes(line[:1000]))
+        del line[:1000]
+        world.advance(0.1)
+    assert client.pings
+    assert count(world, "frame_timeout") == 0
+    server = world.at(world.owner("chat-001"))
+    assert server.exchanges[1].ended
+    server.respond(1)
+    world.run()
+    assert client.exchanges[sid].status == 0
+    world.assert_clean()
+
+
 def test_a_client_that_answers_a_ping_is_not_in_the_middle_of_anything() -> None:
     world = World(listener={"frame_timeout": 4.0}).echoing().start()
     client = world.client()
@@ -487,6 +521,19 @@ def test_a_response_that_only_waits_for_the_window_is_given_up_too() -> None:
     client, sid = stalling(world)
     world.advance(60.0)
     assert client.exchanges[sid].reset == CALM
+    world.assert_clean()
+
+
+def test_a_response_that_is_taken_slowly_is_not_given_up_because_its_server_has_gone() -> None:
+    world = silent(World(listener={"stall_timeout": 40.0}))
+    client, sid = stalling(world, window=1000)
+    exchange = client.exchanges[sid]
+    world.kill(world.owner("chat-001"))
+    for _ in range(60):
+        client.take(sid)
+        world.advance(1.0)
+    assert exchange.reset is None
+    assert (len(exchange.body), exchange.status) == (50_000, 0)
     world.assert_clean()
 
 
