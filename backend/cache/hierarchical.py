@@ -25,7 +25,7 @@ from backend.cache.levels import CacheLevel, CacheLevels, Level, Resident
 from backend.cache.locks import ChatLocks
 from backend.cache.unwritten import Unwritten
 from backend.errors import ContentionError
-from backend.session import Message, Session, Version
+from backend.session import NEW, Message, Session, Version
 from backend.store.base import Appended, Duplicate
 
 if TYPE_CHECKING:
@@ -177,9 +177,10 @@ class HierarchicalCache:
             if self._unwritten is not None and self._unwritten.set_reply(chat_id, message, reply):
                 kept: str | None = reply
             else:
-                # Written back since: then the store gave the session its epoch after `session` was made.
-                epoch = session.epoch or (resident.session.epoch if resident is not None else 0)
-                kept = await self._store.set_reply(chat_id, epoch, session.length, reply)
+                epoch, position = session.version
+                if self._unwritten is not None:
+                    epoch, position = await self._written_at(chat_id, message)
+                kept = await self._store.set_reply(chat_id, epoch, position, reply)
             if kept is not None and resident is not None:
                 self._complete(resident, session.length, message, kept)
             return reply if kept is None else kept
@@ -392,6 +393,14 @@ class HierarchicalCache:
         self._found[level] += 1
         self.levels.enter(resident)
         return then, level, True
+
+    async def _written_at(self, chat_id: str, message: Message) -> Version:
+        """The version that the chat had with a message that was written since it was acknowledged: another server may
+        have written first, or the chat have ended. NEW if it is not among the recent messages.
+        """
+        there = await self._store.load(chat_id, recent=self._keep)
+        position = None if there is None else _positions(there).get(message.message_id)
+        return NEW if there is None or position is None else Version(there.epoch, position)
 
     async def _write_locked(self, chat_id: str, unwritten: Unwritten) -> None:
         async with self._locks.holding(chat_id):

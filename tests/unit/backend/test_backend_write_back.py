@@ -244,6 +244,36 @@ async def test_a_reply_goes_with_its_message_written_or_not() -> None:
     assert repeated.last.reply == "two"
 
 
+async def test_a_reply_is_kept_with_its_message_wherever_that_was_written() -> None:
+    """Another server wrote to the chat first, so the message has another number than its server told the client."""
+    store = CountingStore()
+    first, second = (HierarchicalCache(store=store, unwritten_limit=100) for _ in range(2))
+    await first.add_message("chat", named("0"))
+    await first.write_out()
+    await second.add_message("chat", named("mine"))
+    await first.add_message("chat", named("theirs"))
+    session = (await first.add_message("chat", named("mine too")))[0]
+    await second.write_out()
+    await first.write_out()
+    await first.set_reply(session, "to mine too")
+    found = await store.load("chat", recent=9)
+    assert found is not None
+    assert {message.text: message.reply for message in found.recent if message.reply} == {"mine too": "to mine too"}
+
+
+async def test_a_reply_is_not_kept_with_a_message_of_the_chats_successor() -> None:
+    store = CountingStore()
+    cache = HierarchicalCache(store=store, unwritten_limit=100)
+    session = (await cache.add_message("chat", named("old")))[0]
+    await cache.end("chat")
+    await cache.add_message("chat", named("new"))
+    await cache.write_out()
+    assert await cache.set_reply(session, "to the old one") == "to the old one"
+    found = await store.load("chat", recent=9)
+    assert found is not None
+    assert found.last.reply is None
+
+
 async def test_a_reply_to_an_ended_chat_is_given_and_not_kept() -> None:
     store = MemoryStore()
     cache = HierarchicalCache(store=store)
