@@ -16,7 +16,7 @@ from proxy.errors import ConfigError
 from proxy.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -80,17 +80,18 @@ class Reloader:
             # In a thread, though that only helps between the pieces: a file with a thousand servers takes a tenth of a
             # second to read, and its validation holds the interpreter. A parent of workers carries no calls.
             new, found = await asyncio.get_running_loop().run_in_executor(None, self._read)
-            held_back = tuple(each for each in found if needs_restart(each.key))
-            applied = tuple(each for each in found if not needs_restart(each.key))
+            held = held_back(self.settings, new)
+            waiting = tuple(each for each in found if among(each.key, held))
+            applied = tuple(each for each in found if not among(each.key, held))
             effective = keeping(self.settings, new)
             version = await self._apply(effective)
             self.settings = effective
         for change in applied:
             log.info("reload: %s", change)
-        for change in held_back:
+        for change in waiting:
             log.warning("reload: %s: needs a restart, and is ignored until then", change)
-        log.info("reloaded: %d changes, %d more need a restart; snapshot %d", len(applied), len(held_back), version)
-        return Reloaded(applied, held_back, version)
+        log.info("reloaded: %d changes, %d more need a restart; snapshot %d", len(applied), len(waiting), version)
+        return Reloaded(applied, waiting, version)
 
     def _read(self) -> tuple[Settings, tuple[Change, ...]]:
         new = load_settings(self._path)
@@ -118,15 +119,22 @@ class Reloader:
             log.exception("a bug ended the reload")
 
 
-def needs_restart(key: str) -> bool:
-    """Whether a change of this key takes effect only after a restart."""
-    return any(key == each or key.startswith(f"{each}.") for each in NEEDS_RESTART)
+def held_back(old: Settings, new: Settings) -> tuple[str, ...]:
+    """The keys and sections that stay as they are until a restart. With `[upstream.tls]` the endpoints are among them:
+    those that are to be reached over a TLS that is not there yet must not be reached without.
+    """
+    return NEEDS_RESTART if old.upstream.tls == new.upstream.tls else (*NEEDS_RESTART, "endpoints")
+
+
+def among(key: str, held: Iterable[str]) -> bool:
+    """Whether `key` is one of those, or in one of those sections."""
+    return any(key == each or key.startswith((f"{each}.", f"{each}[")) for each in held)
 
 
 def keeping(old: Settings, new: Settings) -> Settings:
-    """`new`, with what needs a restart as it was in `old`."""
+    """`new`, with what is held back as it was in `old`."""
     kept: dict[str, object] = {}
-    for path in NEEDS_RESTART:
+    for path in held_back(old, new):
         section, _, key = path.partition(".")
         if key:
             table = kept.get(section, getattr(new, section))

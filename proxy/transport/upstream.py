@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 from proxy.forwarding.call import Call
@@ -250,24 +251,36 @@ class UpstreamConnection(Http2Connection, asyncio.BufferedProtocol):
         if self.closed:
             return
         pool = self.pool
-        # The timers before have fired, but for the one of the connection's age, which comes first.
-        del self.timers[1:]
+        if not self._pinged:
+            # The timers before have fired, but for the one of the connection's age, which comes first.
+            del self.timers[1:]
         interval = pool.settings.keepalive_interval
         if not interval:
             return  # switched off meanwhile
-        if self.calls:
+        if self.calls and not self._pinged:
             self._pinged = True
             self.engine.ping()
             self.mark_dirty()
-            self.timers.append(pool.reactor.call_later(pool.settings.keepalive_timeout, self._expect_answer))
+            self._wait_for_answer()
         self.timers.append(pool.reactor.call_later(interval, self.keep_alive))
 
     def on_ping_acknowledged(self, event: PingAcknowledged) -> None:  # noqa: ARG002 - we send one kind only
         """The server is there."""
         self._pinged = False
 
-    def _expect_answer(self) -> None:
-        if self._pinged and not self.closed:
+    def _wait_for_answer(self) -> None:
+        look = partial(self._expect_answer, self.engine.local_window_size)
+        self.timers.append(self.pool.reactor.call_later(self.pool.settings.keepalive_timeout, look))
+
+    def _expect_answer(self, window: int) -> None:
+        """`window`: the bytes that the server might still send, when it was looked at last."""
+        if not self._pinged or self.closed:
+            return
+        if self.engine.local_window_size != window:
+            # The answer waits behind responses, as over a slow line; while those come, the server is there (gRFC A8: a
+            # client pings when there was no activity, and any is).
+            self._wait_for_answer()
+        else:
             self._why = f"no answer to a PING within {self.pool.settings.keepalive_timeout:g} s"
             log.warning("%s: %s", self.pool.endpoint.id, self._why)
             self.abort()

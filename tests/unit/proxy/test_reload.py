@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import ConfigError
-from proxy.reload import Change, Reloader, differences, keeping, needs_restart
+from proxy.reload import Change, Reloader, among, differences, held_back, keeping
 from proxy.settings import Settings, load_settings
 from tests.support.polling import eventually
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ENDPOINTS = [{"id": "A", "address": "10.0.0.1:1"}, {"id": "B", "address": "10.0.0.2:1"}]
 
@@ -65,7 +62,21 @@ def test_what_needs_a_restart_stays_and_all_else_is_new(calls: int, address: str
     assert effective.listener.address == old.listener.address
     assert effective.listener.drain_grace == 1.0
     assert effective.limits == new.limits
-    assert not [each for each in differences(old, effective) if needs_restart(each.key)]
+    assert not [each for each in differences(old, effective) if among(each.key, held_back(old, new))]
+
+
+def test_servers_that_a_new_tls_is_for_wait_with_it_for_the_restart() -> None:
+    """They would be connected to in cleartext."""
+    old = settings()
+    later = [*ENDPOINTS, {"id": "C", "address": "10.0.0.3:1", "tls": True}]
+    new = settings(endpoints=later, upstream={"tls": {"ca": Path("ca.pem")}}, limits={"max_calls": 7})
+    effective = keeping(old, new)
+    assert effective.endpoints == old.endpoints
+    assert effective.upstream.tls == old.upstream.tls
+    assert effective.limits.max_calls == 7
+    held = held_back(old, new)
+    assert among("endpoints[C].tls", held)
+    assert not among("limits.max_calls", held)
 
 
 class Applied:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ngh2
 import pytest
+from hyperframe.frame import DataFrame
 
 from tests.support.wire import Exchange, Peer, Server, World, address_of, endpoints, message
 
@@ -202,6 +203,28 @@ def test_a_server_that_does_not_answer_a_ping_is_given_up_while_calls_depend_on_
     world.advance(6.0)
     assert client.exchanges[sid].status == 14
     assert "no answer to a PING within 5 s" in client.exchanges[sid].message
+    world.assert_clean()
+
+
+def test_a_server_whose_answer_to_a_ping_waits_behind_a_long_response_is_not_given_up() -> None:
+    world = World(upstream={"keepalive_interval": 60.0, "keepalive_timeout": 5.0})
+    for name in "ABC":
+        world.server(name)
+    client = world.start().client()
+    sid = client.request(message("chat-005"), path=CHAT)
+    world.run()
+    owner = world.at(world.owner("chat-005"))
+    owner.begin(1)
+    world.run()
+    owner.flush = lambda: False  # type: ignore[method-assign] - the answer is in the line, behind the DATA
+    world.advance(61.0)
+    for _ in range(30):  # over a slow line, past a second interval
+        owner.transport.write(DataFrame(1, bytes(100)).serialize())
+        world.advance(4.0)
+    assert not client.exchanges[sid].ended
+    assert len(client.exchanges[sid].body) == 3000
+    world.advance(10.0)
+    assert client.exchanges[sid].ended, "and then nothing comes any more"
     world.assert_clean()
 
 
