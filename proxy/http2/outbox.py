@@ -52,17 +52,28 @@ class Outbox:
 
     def _flush(self) -> None:
         pending = self.pending
+        worse: list[Exception] = []
         try:
             # The list grows while it is walked: a flush that returns credit makes the other side's connection dirty.
             for connection in pending:
                 try:
                     connection.flush()
                 except Exception as error:
-                    connection.fail(error)
+                    self._give_up(connection, error, worse)
         finally:
             self.clock.fresh = False
             # Whatever happened: with anything left in it, nothing would ever be scheduled again.
             pending.clear()
+        if worse:
+            raise worse[0]  # for the event loop to report
+
+    @staticmethod
+    def _give_up(connection: Flushable, error: Exception, worse: list[Exception]) -> None:
+        try:
+            connection.fail(error)
+        except Exception as another:
+            # The rest of the pass comes first: a connection that is marked dirty and left out never speaks again.
+            worse.append(another)
 
     def time_next(self) -> None:
         """Have the clock observe the next pass, if bytes begin it."""

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from proxy.http2 import Backlog, Outbox, PassClock
 
 
 class Loop:
     def __init__(self) -> None:
         self.scheduled: list[Callable[[], None]] = []
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self.scheduled.append(callback)
 
     def run(self) -> None:
         scheduled, self.scheduled = self.scheduled, []
@@ -34,7 +39,7 @@ class Connection:
 
 def test_all_connections_of_a_pass_are_flushed_by_one_callback() -> None:
     loop, log = Loop(), []
-    outbox = Outbox(loop.scheduled.append, Backlog(1, 1, print), PassClock(None))
+    outbox = Outbox(loop.call_soon, Backlog(1, 1, print), PassClock(None))
     for name in "abc":
         outbox.add(Connection(log, name))
     assert len(loop.scheduled) == 1
@@ -46,7 +51,7 @@ def test_all_connections_of_a_pass_are_flushed_by_one_callback() -> None:
 
 def test_a_connection_made_dirty_by_a_flush_is_flushed_in_the_same_pass() -> None:
     loop, log = Loop(), []
-    outbox = Outbox(loop.scheduled.append, Backlog(1, 1, print), PassClock(None))
+    outbox = Outbox(loop.call_soon, Backlog(1, 1, print), PassClock(None))
     first, second = Connection(log, "first"), Connection(log, "second")
     first.then = lambda: outbox.add(second)
     outbox.add(first)
@@ -57,8 +62,27 @@ def test_a_connection_made_dirty_by_a_flush_is_flushed_in_the_same_pass() -> Non
 
 def test_a_connection_with_a_bug_silences_no_other() -> None:
     loop, log = Loop(), []
-    outbox = Outbox(loop.scheduled.append, Backlog(1, 1, print), PassClock(None))
+    outbox = Outbox(loop.call_soon, Backlog(1, 1, print), PassClock(None))
     outbox.add(Connection(log, "bad", ValueError("oops")))
     outbox.add(Connection(log, "good"))
     loop.run()
     assert log == ["bad", "bad failed: oops", "good"]
+
+
+def test_a_connection_that_cannot_even_be_given_up_silences_no_other_and_is_reported() -> None:
+    loop, log = Loop(), []
+    outbox = Outbox(loop.call_soon, Backlog(1, 1, print), PassClock(None))
+    worst = Connection(log, "worst", ValueError("oops"))
+
+    def fail(_error: Exception) -> None:
+        raise KeyError("nor that")
+
+    worst.fail = fail  # type: ignore[method-assign]
+    outbox.add(worst)
+    outbox.add(Connection(log, "good"))
+    with pytest.raises(KeyError, match="nor that"):
+        loop.run()
+    assert log == ["worst", "good"]
+    outbox.add(Connection(log, "later"))
+    loop.run()
+    assert log == ["worst", "good", "later"]
