@@ -5,7 +5,8 @@ first request. The server then asks that peer for the session, before it applies
 
 What if ...
 - the named server is none of the configured peers: nobody is asked. The metadata names, it does not point.
-- it is dead or slow: the message is applied to what is here, within `timeout`. The peer is not asked for `retry_after`
+- it is dead or hangs: the message is applied to what is here, after `timeout`. A large session may take longer, as long
+  as its parts keep coming; the caller's deadline bounds that. The peer is not asked for `retry_after`
   seconds then, whatever chat moves, so that one hanging peer does not slow them all; the chats that wait for it are
   remembered, and asked for with their next message after that.
 - two proxies disagree, and both servers took messages meanwhile: sessions are united, not replaced. What one has and
@@ -70,8 +71,8 @@ _Response = TypeVar("_Response")
 class Peers:
     """The servers this one knows, `addresses` by id, and what goes between them.
 
-    `timeout`: seconds for a peer to hand over a whole session; `retry_after`: seconds in which a peer that failed is
-    not asked again. Closed by whoever made it.
+    `timeout`: seconds for the next part of a session to come from a peer; `retry_after`: seconds in which a peer that
+    failed is not asked again. Closed by whoever made it.
     """
 
     def __init__(
@@ -141,8 +142,8 @@ class Peers:
     async def _bring_from(self, chat_id: str, peer: str) -> bool:
         """Whether there is nothing more to ask of the peer."""
         try:
-            async with asyncio.timeout(self._timeout):
-                messages, is_rest = await self._ask(chat_id, peer)
+            async with asyncio.timeout(self._timeout) as patience:
+                messages, is_rest = await self._ask(chat_id, peer, patience)
         except (grpc.aio.AioRpcError, TimeoutError, _TooLargeError) as error:
             return self._failed_for_good(peer, error)
         if chat_id in self._ended:
@@ -170,8 +171,10 @@ class Peers:
         if len(self._owed) > _MAX_OWED:
             self._owed.popitem(last=False)
 
-    async def _ask(self, chat_id: str, peer: str) -> tuple[list[Message], bool]:
-        """What the peer has, and whether that is the rest of what is here (else it may be all of the session)."""
+    async def _ask(self, chat_id: str, peer: str, patience: asyncio.Timeout) -> tuple[list[Message], bool]:
+        """What the peer has, and whether that is the rest of what is here (else it may be all of the session). Each
+        part that comes renews `patience`: a session that takes longer than that would else never arrive.
+        """
         here = await self._cache.written(chat_id, recent=1)
         request = chat_pb2.FetchSessionRequest(chat_id=chat_id)
         if here is not None and here.last.message_id:
@@ -181,8 +184,10 @@ class Peers:
         is_rest = False
         size = 0
         call = self._stub(peer).FetchSession(request, metadata=((PEER, self._id),))
+        now = asyncio.get_running_loop().time
         try:
             async for part in call:
+                patience.reschedule(now() + self._timeout)
                 size += part.ByteSize()
                 if size > _MAX_SESSION:
                     raise _TooLargeError

@@ -120,7 +120,7 @@ class MoveSettings(_Group):
     fetch: bool = True
     """Ask the peer that had a chat before for its session. Without peers nobody is asked."""
     timeout: float = Field(default=2.0, gt=0, le=60)
-    """Seconds a peer may take to hand over a session. The first message of a moved chat waits for it."""
+    """Seconds a peer may take for the next part of a session. The first message of a moved chat waits for the whole."""
     retry_after: float = Field(default=5.0, ge=0)
     """Seconds in which a peer that did not answer is not asked again."""
     peers: Annotated[dict[str, str], AfterValidator(_peers)] = {}

@@ -221,6 +221,27 @@ async def test_a_peer_that_hangs_is_waited_for_once_and_not_for_every_chat(tmp_p
             assert len(peers._owed) == 20
 
 
+async def test_a_session_that_keeps_coming_is_waited_for_however_long_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [str(number) for number in range(5)]
+    async with cluster_of(tmp_path, "Server-A", "Server-B", timeout=1.0, retry_after=3600.0) as cluster:
+        for text in texts:
+            await cluster.post("Server-A", text)
+        monkeypatch.setattr("backend.peers._PART_BYTES", 1)  # a part for each message
+        peers = cluster.servers["Server-A"]._peers
+        hand_over = peers.hand_over
+
+        async def slowly(request: Any, context: Any) -> AsyncIterator[chat_pb2.SessionPart]:
+            async for part in hand_over(request, context):
+                await asyncio.sleep(0.3)  # the time its line takes for a part: 1.5 s in all
+                yield part
+
+        monkeypatch.setattr(peers, "hand_over", slowly)
+        assert (await cluster.post("Server-B", "last", before="Server-A")).message_count == 6
+        assert await cluster.texts("Server-B") == [*texts, "last"]
+
+
 async def test_messages_of_one_moved_chat_keep_their_order_while_its_session_is_fetched(tmp_path: Path) -> None:
     async with cluster_of(tmp_path, timeout=2.0, retry_after=3600.0) as cluster:
         with hanging(cluster.addresses["Server-A"]):
@@ -364,8 +385,8 @@ async def test_a_chat_that_ends_while_its_session_is_fetched_stays_ended(
         peers = cluster.servers["Server-B"]._peers
         ask, fetched, goes_on = peers._ask, asyncio.Event(), asyncio.Event()
 
-        async def slowly(chat_id: str, peer: str) -> Any:
-            answer = await ask(chat_id, peer)
+        async def slowly(chat_id: str, peer: str, patience: asyncio.Timeout) -> Any:
+            answer = await ask(chat_id, peer, patience)
             fetched.set()
             await goes_on.wait()
             return answer
