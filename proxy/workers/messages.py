@@ -22,6 +22,8 @@ VERSION: Final = 1
 LOCAL_CAUSES: Final = frozenset({Cause.CONNECT, Cause.REMOVED})
 """What every worker finds out by itself; the rest it is told."""
 
+EXCHANGE: Final = 0.1
+"""Seconds between two exchanges of load figures, either way; a worker tells its own only if they have changed."""
 Blocks: TypeAlias = "Mapping[str, str]"
 """Cause (by value) -> reason, for one server; without `LOCAL_CAUSES`."""
 

@@ -22,6 +22,7 @@ from proxy.forwarding.stats import StatsSnapshot
 from proxy.transport.tls import Tls
 from proxy.workers import sockets as ports
 from proxy.workers.messages import (
+    EXCHANGE,
     LOCAL_CAUSES,
     VERSION,
     Answer,
@@ -63,8 +64,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SUPPORTED: Final = sys.platform == "linux" and hasattr(os, "pidfd_open")
-EXCHANGE: Final = 0.1
-"""Seconds between two exchanges of load figures."""
 START_TIMEOUT: Final = 60.0
 """Seconds that a worker has to start, and may be silent meanwhile; a new interpreter takes half a second on an idle
 machine."""

@@ -27,6 +27,7 @@ from proxy.transport.slices import in_passes
 from proxy.workers.channel import Channel
 from proxy.workers.memories import ReportingDetector, SharedDisplacedChats
 from proxy.workers.messages import (
+    EXCHANGE,
     LOCAL_CAUSES,
     VERSION,
     Answer,
@@ -63,10 +64,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EXCHANGE: Final = 0.1
-"""Seconds between two looks at the load, which is told if it has changed."""
 SIGN_OF_LIFE: Final = 1.0
-"""Seconds after which it is told in any case."""
+"""Seconds after which the load is told in any case, changed or not."""
 SOON: Final = 0.01
 """Seconds that reports of calls wait for more of them."""
 MAX_REPORTS: Final = 10_000
