@@ -183,8 +183,7 @@ class DataPlane:
         present = set(self.cluster.snapshot)
         limits = limits_of_servers(settings.upstream)
         for endpoint, pool in self.pools.items():
-            pool.settings = settings.upstream
-            pool.limits = limits
+            pool.configure(settings.upstream, limits)
             endpoint.max_calls = settings.limits.max_calls_per_endpoint
             if endpoint not in present:
                 pool.drain()
@@ -214,8 +213,11 @@ class DataPlane:
         removed = [endpoint for endpoint in self.pools if endpoint not in present]
         for endpoint in removed:
             if self.pools[endpoint].drained:
-                del self.pools[endpoint]
-                self.stats.forget(endpoint)
+                gone = self.pools.pop(endpoint)
+                successor = self.cluster.snapshot.by_id.get(endpoint.id)  # under another address
+                self.stats.forget(endpoint, successor)
+                if successor is not None:
+                    self.pools[successor].made += gone.made
                 log.info("%s (%s) has finished its calls and is gone", endpoint.id, endpoint.address)
             elif self._reaper is None:
                 self._reaper = self._reactor.call_later(REAP_EVERY, self._reap)

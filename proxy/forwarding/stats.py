@@ -63,6 +63,12 @@ class Tally:
         """One more with another status than OK. What a server sends as a status is not believed to be one."""
         self.others[status if status in _NAMES else UNKNOWN] += 1
 
+    def merge(self, other: Tally) -> None:
+        """All calls of `other` as well."""
+        self.buckets = [a + b for a, b in zip(self.buckets, other.buckets, strict=True)]
+        self.others += other.others
+        self.seconds += other.seconds
+
 
 Tallies = dict["Endpoint | None", Tally]
 """Of one route, by the server that had the call in the end."""
@@ -149,12 +155,17 @@ class Stats:
         """Where the calls of a route are counted."""
         return self.routes.setdefault(pattern, {})
 
-    def forget(self, endpoint: Endpoint) -> None:
-        """It has left the cluster: its numbers go with it."""
+    def forget(self, endpoint: Endpoint, successor: Endpoint | None = None) -> None:
+        """It has left the cluster: its numbers go with it, or to a `successor` of the same id, whose counters are the
+        same to those who read them, and must not fall.
+        """
         for tallies in self.routes.values():
-            tallies.pop(endpoint, None)
-        for key in [key for key in self.attempt_failures if key[0] == endpoint.id]:
-            del self.attempt_failures[key]
+            tally = tallies.pop(endpoint, None)
+            if tally is not None and successor is not None:
+                tallies.setdefault(successor, Tally()).merge(tally)
+        if successor is None:
+            for key in [key for key in self.attempt_failures if key[0] == endpoint.id]:
+                del self.attempt_failures[key]
 
     def gathered(self) -> Generator[None, None, StatsSnapshot]:
         """The numbers now, in slices (`proxy.slices`): a thousand servers take some milliseconds."""

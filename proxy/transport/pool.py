@@ -87,6 +87,15 @@ class UpstreamPool:
         if not self.connections and self._connecting is None and not self._closed:
             self._connect()
 
+    def configure(self, settings: UpstreamSettings, limits: Limits) -> None:
+        """Go on by these. Connections that stand keep their limits and their age; how they are kept alive changes."""
+        changed = settings.keepalive_interval != self.settings.keepalive_interval
+        self.settings = settings
+        self.limits = limits
+        if changed:
+            for connection in (*self.connections, *self._retired):
+                connection.keep_alive()
+
     # From calls.
 
     def submit(self, call: Call) -> None:
@@ -184,8 +193,7 @@ class UpstreamPool:
         # gRFC A9: 10 % of jitter, so that connections opened together do not end together.
         age = (settings.max_connection_age or NEVER) * (0.9 + self.reactor.random() / 5)
         connection.timers.append(self.reactor.call_later(age, partial(self._rotate, connection)))
-        if settings.keepalive_interval:
-            connection.timers.append(self.reactor.call_later(settings.keepalive_interval, connection.keep_alive))
+        connection.keep_alive()
         for old in [each for each in self.connections if each.aged]:
             self.connections.remove(old)
             self._retired.add(old)

@@ -49,6 +49,8 @@ class UpstreamConnection(Http2Connection, asyncio.BufferedProtocol):
 
     __slots__ = (
         "_last_goaway",
+        "_next_ping",
+        "_patience",
         "_pinged",
         "_why",
         "aged",
@@ -82,6 +84,9 @@ class UpstreamConnection(Http2Connection, asyncio.BufferedProtocol):
         self.releasing: dict[int, Downstream] = {}
         """Streams reset by their clients, until the server has been told."""
         self._pinged = False
+        self._next_ping: Handle | None = None
+        self._patience: Handle | None = None
+        """Ends the wait for the answer to a PING."""
         self._last_goaway = ""
         self._why = ""
 
@@ -127,9 +132,11 @@ class UpstreamConnection(Http2Connection, asyncio.BufferedProtocol):
             if call.up is self and call.request_unacked:
                 with contained(call):
                     call.pay_request(call.request_unacked)
-        for timer in self.timers:
-            timer.cancel()
+        for timer in (*self.timers, self._next_ping, self._patience):
+            if timer is not None:
+                timer.cancel()
         self.timers = []
+        self._next_ping = self._patience = None
         for down in self.releasing.values():
             down.unreleased -= 1
         self.releasing = {}
@@ -247,22 +254,23 @@ class UpstreamConnection(Http2Connection, asyncio.BufferedProtocol):
     # Age and keepalive.
 
     def keep_alive(self) -> None:
-        """The interval is over: if calls depend on it, ask the server whether it is there."""
-        if self.closed:
-            return
-        pool = self.pool
-        if not self._pinged:
-            # The timers before have fired, but for the one of the connection's age, which comes first.
-            del self.timers[1:]
-        interval = pool.settings.keepalive_interval
-        if not interval:
-            return  # switched off meanwhile
+        """Ask every `keepalive_interval` from now on, while calls depend on it, whether the server is there; not any
+        more if that is 0. Called again when the interval has changed.
+        """
+        if self._next_ping is not None:
+            self._next_ping.cancel()
+            self._next_ping = None
+        interval = self.pool.settings.keepalive_interval
+        if interval and not self.closed:
+            self._next_ping = self.pool.reactor.call_later(interval, self._ping)
+
+    def _ping(self) -> None:
         if self.calls and not self._pinged:
             self._pinged = True
             self.engine.ping()
             self.mark_dirty()
             self._wait_for_answer()
-        self.timers.append(pool.reactor.call_later(interval, self.keep_alive))
+        self.keep_alive()
 
     def on_ping_acknowledged(self, event: PingAcknowledged) -> None:  # noqa: ARG002 - we send one kind only
         """The server is there."""
@@ -270,7 +278,7 @@ class UpstreamConnection(Http2Connection, asyncio.BufferedProtocol):
 
     def _wait_for_answer(self) -> None:
         look = partial(self._expect_answer, self.engine.local_window_size)
-        self.timers.append(self.pool.reactor.call_later(self.pool.settings.keepalive_timeout, look))
+        self._patience = self.pool.reactor.call_later(self.pool.settings.keepalive_timeout, look)
 
     def _expect_answer(self, window: int) -> None:
         """`window`: the bytes that the server might still send, when it was looked at last."""

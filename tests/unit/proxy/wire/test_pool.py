@@ -244,12 +244,46 @@ def test_keepalive_that_a_reload_switches_off_ends_at_once() -> None:
     world.run()
     owner = world.at(world.owner("chat-005"))
     world.reload(upstream={"keepalive_interval": 0.0})
-    world.advance(59.0)
-    (connection,) = world.proxy.pools[world.proxy.cluster.snapshot.owner(b"chat-005")].connections
-    connection.keep_alive()
-    assert len(connection.timers) == 1, "only its age is left to come"
     world.advance(3600.0)
     assert owner.pings == 0
+
+
+@pytest.mark.parametrize("before", [0.0, 3600.0])
+def test_a_new_keepalive_interval_reaches_connections_that_stand(before: float) -> None:
+    world = World(upstream={"keepalive_interval": before, "keepalive_timeout": 5.0})
+    for name in "ABC":
+        world.server(name)
+    client = world.start().client()
+    sid = client.request(message("chat-005"), path=CHAT)
+    world.run()
+    owner = world.at(world.owner("chat-005"))
+    world.advance(100.0)
+    world.reload(upstream={"keepalive_interval": 60.0, "keepalive_timeout": 5.0})
+    world.advance(59.0)
+    assert owner.pings == 0
+    world.advance(2.0)
+    assert owner.pings == 1
+    world.reload(upstream={"keepalive_interval": 60.0, "keepalive_timeout": 4.0})
+    world.advance(57.0)
+    assert owner.pings == 1, "a reload that leaves the interval as it is puts nothing off"
+    owner.flush = lambda: False  # type: ignore[method-assign] - a process that is stopped
+    world.advance(6.0)
+    assert client.exchanges[sid].status == 14
+    assert "no answer to a PING within 4 s" in client.exchanges[sid].message
+    world.assert_clean()
+
+
+def test_a_new_keepalive_interval_reaches_connections_that_only_finish_their_calls() -> None:
+    world = World(endpoints=endpoints("A"), upstream={"keepalive_interval": 0.0, "max_connection_age": 100.0})
+    old = world.server("A")
+    client = world.start().client()
+    client.request(message("chat-005"), path=CHAT)
+    world.run()
+    world.advance(111.0)
+    assert world.at("A") is not old
+    world.reload(endpoints=endpoints("A"), upstream={"keepalive_interval": 60.0, "max_connection_age": 100.0})
+    world.advance(61.0)
+    assert old.pings == 1
 
 
 def test_an_old_connection_is_replaced_without_disturbing_its_calls() -> None:

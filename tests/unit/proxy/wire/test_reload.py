@@ -6,8 +6,10 @@ import pytest
 
 from proxy.cluster.cluster import Succession
 from proxy.cluster.endpoint import Cause
+from proxy.http2 import ErrorCode
 from proxy.slices import at_once
-from tests.support.wire import Exchange, Server, World, endpoints, message
+from proxy.transport.gauges import gathered
+from tests.support.wire import Exchange, Peer, Server, World, endpoints, message
 from tests.unit.proxy.wire.test_protection import calls_at, chats_of
 
 CHAT = b"/chat.ChatService/Chat"
@@ -87,6 +89,45 @@ def test_a_server_under_a_new_address_keeps_its_chats() -> None:
     assert call(world, chat).status == 0
     assert calls_at(world, "D") == 1
     world.assert_clean()
+
+
+def test_a_server_under_a_new_address_keeps_its_counters_when_the_old_one_has_gone() -> None:
+    """A counter that falls is a restart to Prometheus: all that is left of it would count as new."""
+    world = World().echoing().start()
+    first, second = chats_of(world, "B", 2)
+    assert call(world, first).status == 0
+    exchange, server, sid = running_call(world, "B")
+
+    def reset(peer: Peer, sid: int, _exchange: Exchange) -> None:
+        peer.engine.reset_stream(sid, ErrorCode.INTERNAL_ERROR)
+
+    server.on_request = reset
+    call(world, first)
+    new = world.server("D")
+    world.reload(endpoints=[*endpoints("A", "C"), {"id": "B", "address": endpoints("D")[0]["address"]}])
+    new.on_request = reset
+    call(world, second)
+    new.on_request = world.at("A").on_request
+    assert call(world, second).status == 0
+
+    def counted() -> tuple[float, float, float]:
+        told = at_once(gathered(world.proxy.forwarder, world.proxy.listener, world.proxy.pools))
+        assert told.values["districhat_upstream_connections_total"]["B",] == 2
+        failures = told.values["districhat_attempt_failures_total"]["B", "reset"]
+        calls = sum(n for labels, n in told.values["districhat_calls_total"].items() if labels[1] == "B")
+        return failures, calls, sum(told.histograms["districhat_call_seconds"]["B",][:-1])
+
+    before = counted()
+    assert before == (2, 2, 2)
+    server.respond(sid, b"late")
+    world.advance(5.0)
+    assert exchange.status == 0
+    assert len([each for each in world.proxy.pools if each.id == "B"]) == 1, "the old one is still there"
+    assert counted() == (2, 3, 3)
+    world.reload(endpoints=endpoints("A", "C"))
+    world.advance(5.0)
+    told = at_once(gathered(world.proxy.forwarder, world.proxy.listener, world.proxy.pools))
+    assert not any("B" in labels for family in (*told.values.values(), *told.histograms.values()) for labels in family)
 
 
 def test_a_call_keeps_its_snapshot_and_passes_over_whoever_was_removed() -> None:
