@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from proxy.forwarding.call import Call
+    from proxy.forwarding.buffered import BufferedCall
 
 
 class Attempt(NamedTuple):
@@ -51,7 +51,7 @@ class Watcher(Protocol):
         """A call took longer than it should, watched or not."""
 
 
-def record_of(call: Call, seconds: float, attempts: tuple[Attempt, ...] = ()) -> CallRecord:
+def record_of(call: BufferedCall, seconds: float, attempts: tuple[Attempt, ...] = ()) -> CallRecord:
     """What is known of a call that is about to end."""
     fields = dict(reversed(call.head.headers))
     owner = call.snapshot.owner(call.key).id if call.snapshot is not None and call.key else ""

@@ -18,7 +18,7 @@ from proxy.forwarding.retry import RetryBudget
 from proxy.forwarding.settings import LimitSettings, RetrySettings
 
 if TYPE_CHECKING:
-    from proxy.forwarding.call import Call
+    from proxy.forwarding.offered import OfferedCall
 
 
 SMALL: Final = 4096
@@ -28,10 +28,10 @@ SMALL: Final = 4096
 class Pool(Protocol):
     """The connections to one endpoint, as a call sees them."""
 
-    def submit(self, call: Call) -> None:
+    def submit(self, call: OfferedCall) -> None:
         """Attach the call to a connection now, or park it while one connects, or fail its attempt at once."""
 
-    def forget(self, call: Call) -> None:
+    def forget(self, call: OfferedCall) -> None:
         """Drop a parked call. Nothing happens if it is not parked."""
 
 

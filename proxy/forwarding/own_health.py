@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.grpc_wire.status import Status
 
 if TYPE_CHECKING:
-    from proxy.forwarding.call import Call
+    from proxy.forwarding.answered import AnsweredCall
 
 MAX_UNREAD: Final = 1024
 """Bytes of news that a watcher may leave unread before it is cut off."""
@@ -29,7 +29,7 @@ class OwnHealth:
         self._somebody_available = somebody_available
         self._draining = False
         self._told = True
-        self._watchers: set[Call] = set()
+        self._watchers: set[AnsweredCall] = set()
 
     @property
     def serving(self) -> bool:
@@ -41,7 +41,7 @@ class OwnHealth:
         """Why it is not serving, for people."""
         return "the proxy is draining" if self._draining else "no server is available"
 
-    def serve(self, call: Call, method: str) -> None:
+    def serve(self, call: AnsweredCall, method: str) -> None:
         """Answer `call`, whose service name is empty."""
         if method == "Check":
             call.respond(self._message(), last=True)
@@ -51,7 +51,7 @@ class OwnHealth:
         else:
             call.refuse(Status.UNIMPLEMENTED, f"no such method: grpc.health.v1.Health/{method}")
 
-    def forget(self, call: Call) -> None:
+    def forget(self, call: AnsweredCall) -> None:
         """`call` is over. Nothing happens if it does not watch."""
         self._watchers.discard(call)
 

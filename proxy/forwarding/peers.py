@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 from proxy.http2 import Engine
 
 if TYPE_CHECKING:
-    from proxy.forwarding.call import Call
+    from proxy.forwarding.buffered import BufferedCall
+    from proxy.forwarding.offered import OfferedCall
 
 
 class Downstream(Protocol):
@@ -16,7 +17,7 @@ class Downstream(Protocol):
     engine: Engine
     dirty: bool
     closed: bool
-    owed: list[Call]
+    owed: list[BufferedCall]
     address: str | None
     kept: int
     unreleased: int
@@ -38,8 +39,8 @@ class Upstream(Protocol):
     engine: Engine
     dirty: bool
     closed: bool
-    calls: dict[int, Call]
-    owed: list[Call]
+    calls: dict[int, OfferedCall]
+    owed: list[BufferedCall]
     slack: int
     last_sid: int
     draining: bool
@@ -51,5 +52,5 @@ class Upstream(Protocol):
     def reset(self, stream_id: int, code: int) -> None:
         """Reset the stream at once; queued data is dropped. Nothing happens if it is gone."""
 
-    def release(self, call: Call) -> None:
+    def release(self, call: OfferedCall) -> None:
         """Count the stream of `call`, which its client has reset, until the server has been told."""

@@ -1,8 +1,8 @@
 """What the calls of one process have come to, in plain numbers.
 
-Counting costs every call, so the common end of a call is counted in place (`Call._end`: one dict look-up, three
-additions, one bisection), everything that went another way in a slow path here. Nothing is computed until somebody asks
-for what has been `gathered`.
+Counting costs every call, so the common end of a call is counted in place (`AnsweredCall._end`: one dict look-up,
+three additions, one bisection), everything that went another way in a slow path here. Nothing is computed until
+somebody asks for what has been `gathered`.
 """
 
 from __future__ import annotations

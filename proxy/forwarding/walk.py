@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from proxy.cluster.endpoint import Endpoint
 from proxy.cluster.snapshot import ClusterSnapshot
-from proxy.forwarding.headers import Headers
+from proxy.forwarding.failback import PREVIOUS_OWNER
+from proxy.forwarding.headers import PREVIOUS_ATTEMPTS, Headers
 from proxy.forwarding.retry import UNPROCESSED, Outcome, RetryClass, classify
 
 if TYPE_CHECKING:
@@ -77,12 +78,6 @@ class Walk:
         """How the last attempt failed; None: there was none."""
         return self._outcomes[-1] if self._outcomes else None
 
-    def why_left(self, owner: Endpoint) -> str:
-        """What keeps the call from the owner of its key, in one word for statistics."""
-        if owner in self.left:
-            return self._outcomes[self.left.index(owner)].name.lower()
-        return next((cause.value for cause in owner.blocks), "passed")
-
     def may_move(self, outcome: Outcome, head: RequestHead, endpoint: Endpoint, *, blame: bool = True) -> bool:
         """Whether the call may go on to another server after `outcome` on `endpoint`; takes from the budget if that
         costs. Not `blame`: the failure has been counted already, with another call that it met.
@@ -144,6 +139,45 @@ class Walk:
                 if endpoint.may_be_tried and endpoint not in self.left:
                     return endpoint
         return None
+
+    def with_history(self, headers: Headers, head: RequestHead, key: bytes, endpoint: Endpoint | None) -> Headers:
+        """The request's `headers`, and what `endpoint` is told that is not the call's first choice, or gets a chat that
+        another one had.
+        """
+        if self.repeats:
+            attempts = b"%d" % (head.previous_attempts + self.repeats)
+            headers = (*(each for each in headers if each[0] != PREVIOUS_ATTEMPTS), (PREVIOUS_ATTEMPTS, attempts))
+        if key and endpoint is not None:
+            forwarder = self._forwarder
+            owner = self._snapshot.owner(key)
+            if before := forwarder.displaced.moved_from(key, owner, endpoint, forwarder.now()):
+                headers = (*headers, (PREVIOUS_OWNER, before.encode()))
+        return headers
+
+    def arrived(self, endpoint: Endpoint | None, key: bytes) -> None:
+        """`endpoint`, which the walk came to, answers: the chat of `key` may stay with it."""
+        if endpoint is None:
+            return
+        forwarder = self._forwarder
+        stats = forwarder.stats
+        if self.outcome is not None:
+            stats.failovers += 1
+        if not key:
+            return
+        owner = self._snapshot.owner(key)
+        if owner is endpoint:
+            forwarder.displaced.came_home(key)
+            return
+        reason = self._why_left(owner)
+        stats.off_owner[reason] += 1
+        if forwarder.displaced.served(key, endpoint, forwarder.now()):
+            stats.chats_moved[reason] += 1
+
+    def _why_left(self, owner: Endpoint) -> str:
+        """What keeps the call from the owner of its key, in one word for statistics."""
+        if owner in self.left:
+            return self._outcomes[self.left.index(owner)].name.lower()
+        return next((cause.value for cause in owner.blocks), "passed")
 
     def story(self) -> str:
         """Which servers were tried or passed over, and why each."""

@@ -6,13 +6,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from proxy.forwarding.call import Call
+from proxy.forwarding.answered import AnsweredCall
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def contained(call: Call) -> Iterator[None]:
+def contained(call: AnsweredCall) -> Iterator[None]:
     """A bug of ours that meets `call` ends that call, and no other that shares its connection."""
     try:
         yield

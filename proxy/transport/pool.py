@@ -13,7 +13,7 @@ from collections import OrderedDict
 from functools import partial
 
 from proxy.cluster.endpoint import Cause, Endpoint
-from proxy.forwarding.call import Call
+from proxy.forwarding.offered import OfferedCall
 from proxy.forwarding.retry import Outcome
 from proxy.grpc_wire.status import Status
 from proxy.http2 import MAX_STREAM_ID, ConnectionClosingError, Limits, NoAvailableStreamIDError, Outbox
@@ -58,7 +58,7 @@ class UpstreamPool:
         """Ready for calls."""
         self.made = 0
         """Connections since the start."""
-        self.waiting: OrderedDict[Call, None] = OrderedDict()
+        self.waiting: OrderedDict[OfferedCall, None] = OrderedDict()
         """Calls parked until there is a connection or a free stream, oldest first."""
         self.settings = settings
         self.limits = limits
@@ -98,7 +98,7 @@ class UpstreamPool:
 
     # From calls.
 
-    def submit(self, call: Call) -> None:
+    def submit(self, call: OfferedCall) -> None:
         """Attach the call to a connection now, or park it, or fail its attempt at once."""
         if not self.waiting:
             for connection in self.connections:
@@ -119,7 +119,7 @@ class UpstreamPool:
             self.waiting[call] = None
             self._grow()
 
-    def take_back(self, call: Call) -> bool:
+    def take_back(self, call: OfferedCall) -> bool:
         """A call that the server refused: if that was for its stream limit, the call waits again, before all others.
 
         A server may count a stream a moment longer than the protocol does (C-core's overload protection), so that one
@@ -138,11 +138,11 @@ class UpstreamPool:
         self._holding = None
         self.dispatch()
 
-    def forget(self, call: Call) -> None:
+    def forget(self, call: OfferedCall) -> None:
         """Drop a parked call. Nothing happens if it is not parked."""
         self.waiting.pop(call, None)
 
-    def _attach(self, call: Call, connection: UpstreamConnection) -> bool:
+    def _attach(self, call: OfferedCall, connection: UpstreamConnection) -> bool:
         try:
             call.attach(connection)
         except (ConnectionClosingError, NoAvailableStreamIDError):

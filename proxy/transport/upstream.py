@@ -8,7 +8,7 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
-from proxy.forwarding.call import Call
+from proxy.forwarding.offered import OfferedCall
 from proxy.forwarding.peers import Downstream
 from proxy.forwarding.retry import Outcome
 from proxy.grpc_wire.status import from_rst_code
@@ -68,7 +68,7 @@ class UpstreamConnection(Http2Connection, asyncio.BufferedProtocol):
     def __init__(self, pool: UpstreamPool, limits: Limits, outbox: Outbox) -> None:
         super().__init__(client_engine(limits), limits, outbox)
         self.pool = pool
-        self.calls: dict[int, Call] = {}
+        self.calls: dict[int, OfferedCall] = {}
         self.ready = False
         self.draining = False
         """The server sent GOAWAY: no new calls."""
@@ -196,7 +196,7 @@ class UpstreamConnection(Http2Connection, asyncio.BufferedProtocol):
         if self.pool.waiting:
             self.pool.dispatch()
 
-    def _fail_attempt(self, call: Call, event: StreamClosed) -> None:
+    def _fail_attempt(self, call: OfferedCall, event: StreamClosed) -> None:
         code = event.error_code
         if isinstance(event.local_error, ConnectionClosingError):
             # The engine itself held the request back, because of a GOAWAY: not a byte of it has left.
@@ -293,7 +293,7 @@ class UpstreamConnection(Http2Connection, asyncio.BufferedProtocol):
             log.warning("%s: %s", self.pool.endpoint.id, self._why)
             self.abort()
 
-    def release(self, call: Call) -> None:
+    def release(self, call: OfferedCall) -> None:
         """`call` was reset by its client, before the response: it counts there until its reset has left for the server,
         or else a client could have many times more streams under way than it is allowed (CVE-2023-44487).
         """
@@ -342,10 +342,10 @@ class UpstreamConnection(Http2Connection, asyncio.BufferedProtocol):
                     call.overrun(f"{self.pool.endpoint.id} does not take the request as fast as it comes")
         return given_up
 
-    def _by_client(self) -> list[tuple[int, list[tuple[int, Call]]]]:
+    def _by_client(self) -> list[tuple[int, list[tuple[int, OfferedCall]]]]:
         """For each client: bytes that wait for the server in all, and in each of its calls."""
         queued = self.engine.queued_body_size
-        clients: dict[Downstream, list[tuple[int, Call]]] = {}
+        clients: dict[Downstream, list[tuple[int, OfferedCall]]] = {}
         for call in self.calls.values():
             if not call.done:
                 clients.setdefault(call.down, []).append((queued(call.up_sid), call))

@@ -13,7 +13,7 @@ def test_the_same_calls_count_the_same_every_time():
     first, second = (count(*Calls().kinds()["unary call"]) for _ in range(2))
     assert first == second
     assert first.bytecodes > 500
-    assert "Call.attach" in first.functions
+    assert "OfferedCall.attach" in first.functions
     assert not any("Peer" in name or "World" in name for name in first.functions), "the peers' cost is not ours"
 
 

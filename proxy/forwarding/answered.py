@@ -1,0 +1,264 @@
+"""How a call is answered, by its server or by the proxy itself, and how it ends.
+
+Rules of this file:
+
+1. The client gets one answer. Once the response has begun, what the proxy itself has to say comes as trailers.
+2. Whoever ends a call before its server has answered leaves that server alone first (`_abandon`).
+3. A call ends exactly once, in `_end`, which gives back whatever it has taken.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Final
+
+from proxy.forwarding.buffered import BufferedCall
+from proxy.forwarding.call_record import CallRecord, record_of
+from proxy.forwarding.headers import PUSHBACK, Headers, sole_status, with_status
+from proxy.forwarding.stats import CALL_BOUNDS, UNKNOWN, Tally
+from proxy.forwarding.walk import Walk
+from proxy.grpc_wire.status import Status, from_http_status, trailers, trailers_only
+from proxy.http2 import ErrorCode, StreamUnavailableError
+
+RESPONSE_HEADERS: Final = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+UNAVAILABLE: Final = b"14"
+HTTP_UNAVAILABLE: Final = frozenset({b"502", b"503", b"504"})
+
+
+class AnsweredCall(BufferedCall):
+    """See the module."""
+
+    __slots__ = ()
+
+    # By its server.
+
+    def response_data(self, data: bytes, *, end_stream: bool) -> None:
+        """A piece of the response body. `end_stream`: the last one, with no trailers after it."""
+        down = self.down
+        down.engine.send_data(self.sid, data)
+        unacked = self.response_unacked
+        self.response_unacked = grown = unacked + len(data)
+        up = self.up
+        if up is not None and grown > up.slack >= unacked:
+            down.owed.append(self)
+        if not down.dirty:
+            down.mark_dirty()
+        if end_stream:
+            self.response_trailers(())
+
+    def response_trailers(self, headers: Headers) -> None:
+        """The response ends with its status. One is made up for it if it has none, or several."""
+        down = self.down
+        status = sole_status(headers)
+        if status is None:
+            headers = with_status(headers, *self._missing_status(b"200"))
+        down.engine.send_trailers(self.sid, headers)
+        if not down.dirty:
+            down.mark_dirty()
+        self._report(status)
+        if self.request_ended:
+            self._end()
+        else:
+            self._response_ended()
+
+    def _missing_status(self, http: bytes) -> tuple[Status, str]:
+        """What a response with the HTTP status `http` counts as that does not say one grpc-status."""
+        server = self.endpoint.id if self.endpoint is not None else "the server"
+        return from_http_status(int(http)), f"{server}: answered HTTP {http.decode()} without one grpc-status"
+
+    def _report(self, status: bytes | None, http: bytes = b"200") -> None:
+        """Tell those who watch the servers how this one answered: its grpc-status, if there is one, and HTTP status."""
+        self.status = status or UNKNOWN
+        forwarder = self.forwarder
+        detector = forwarder.detector
+        endpoint = self.endpoint
+        if endpoint is None or self.reported:
+            return
+        self.reported = True
+        if status == UNAVAILABLE or (status is None and http in HTTP_UNAVAILABLE):
+            detector.failed(endpoint, self.key, forwarder.now())
+        elif detector.troubled:
+            detector.succeeded(endpoint, self.key)
+        if status == b"0" and forwarder.budget.tokens < forwarder.budget.max_tokens:
+            forwarder.budget.succeeded()
+
+    def _response_ended(self) -> None:
+        if not self.request_ended:
+            # The server answered without reading to the end. RFC 9113, 8.1: the client must get all of the response
+            # before it is told to stop; the server needs no more.
+            self.down.reset_after_tail(self.sid)
+            up = self.up
+            if up is not None:
+                up.reset(self.up_sid, ErrorCode.CANCEL)
+        self._end()
+
+    # By us.
+
+    def refuse(self, status: Status, message: str) -> None:
+        """End the call with a status of our own."""
+        self.forwarder.clock.tick()
+        if self.response_started:
+            self.status = b"%d" % status
+            down = self.down
+            if not down.closed:
+                down.engine.send_trailers(self.sid, self._annotated(tuple(trailers(status, message))))
+                down.mark_dirty()
+                if not self.request_ended:
+                    down.reset_after_tail(self.sid)
+            self._end()
+        else:
+            self._reply(trailers_only(status, message))
+
+    def _turn_away(self, limit: str, status: Status, message: str) -> None:
+        """End the call because of a limit on what is to do, and tell the client when to come back."""
+        self._exceeded(limit, message)
+        pushback = b"%d" % round(self.forwarder.limits.pushback * 1000)
+        self._reply([*trailers_only(status, message), (PUSHBACK, pushback)])
+
+    def _exceeded(self, limit: str, message: str) -> None:
+        self.forwarder.watch.exceeded(limit, f"client {self.down.address or 'unknown'}: {message}")
+
+    def _reply(self, headers: Headers | list[tuple[bytes, bytes]]) -> None:
+        self.forwarder.clock.tick()
+        self.status = sole_status(headers) or UNKNOWN
+        down = self.down
+        if not down.closed:
+            try:
+                down.engine.send_response(self.sid, self._annotated(tuple(headers)), end_stream=True)
+            except StreamUnavailableError:
+                pass  # reset in the same bytes that opened it; its StreamClosed event is on its way
+            else:
+                down.mark_dirty()
+                if not self.request_ended:
+                    down.reset_after_tail(self.sid)
+        self._end()
+
+    def respond(self, message: bytes, *, last: bool) -> None:
+        """Answer the call ourselves, with a length-prefixed message. `last`: and with OK."""
+        try:
+            if not self.down.closed:
+                self.down.engine.send_response(self.sid, RESPONSE_HEADERS)
+                self.response_started = True
+        except StreamUnavailableError:
+            pass  # see `_reply`
+        if not self.response_started:
+            self.cancelled()
+            return
+        self.say(message)
+        if last:
+            self.refuse(Status.OK, "")
+
+    def say(self, message: bytes) -> None:
+        """One more message of an answer of ours."""
+        self.down.engine.send_data(self.sid, message)
+        self.down.mark_dirty()
+
+    def _annotated(self, headers: Headers) -> Headers:
+        """Headers with a status of ours, and what else the client wants to be told."""
+        return headers
+
+    # Cut short.
+
+    def cancelled(self) -> None:
+        """The client reset the stream, or is gone."""
+        self.forwarder.clock.tick()
+        self._abandon(ErrorCode.CANCEL)
+        self._end()
+
+    def deadline_exceeded(self) -> None:
+        """The time is over: free the server, answer the client."""
+        self.bucket = None
+        self._abandon(ErrorCode.CANCEL)
+        self.refuse(Status.DEADLINE_EXCEEDED, "deadline exceeded at the proxy")
+
+    def drop(self, code: ErrorCode) -> None:
+        """The client does not take its bytes: free both sides. The client gets `code`, as trailers would wait too."""
+        self.forwarder.clock.tick()
+        self._abandon(ErrorCode.CANCEL)
+        self.down.reset(self.sid, code)
+        self._end()
+
+    def overrun(self, why: str) -> None:
+        """The server does not take its bytes, and they have become too many."""
+        self._abandon(ErrorCode.CANCEL)
+        self.refuse(Status.RESOURCE_EXHAUSTED, why)
+
+    def shut_down(self, why: str = "the proxy is shutting down") -> None:
+        """The proxy, or the client's connection, ends and cannot wait for this call."""
+        self._abandon(ErrorCode.CANCEL)
+        self.refuse(Status.UNAVAILABLE, why)
+
+    def broken(self) -> None:
+        """A bug of the proxy met this call: end it on both sides, with as little of our own code as can be."""
+        if not self.done:
+            try:
+                self._abandon(ErrorCode.INTERNAL_ERROR)
+                self.down.reset(self.sid, ErrorCode.INTERNAL_ERROR)
+            finally:
+                self._end()
+
+    def _abandon(self, code: ErrorCode) -> None:
+        """Leave the server alone from here on: nothing of this call matters any more. See `OfferedCall`."""
+        raise NotImplementedError
+
+    # The end.
+
+    def _end(self) -> None:  # noqa: C901 - a call has many things to give back; a method more costs every call 1 %
+        """The only end of a call."""
+        self.done = True
+        forwarder = self.forwarder
+        forwarder.active -= 1
+        if forwarder.counting:
+            tallies = self.head.tallies
+            try:
+                tally = tallies[self.endpoint]
+            except KeyError:
+                tally = tallies[self.endpoint] = Tally()
+            if self.status != b"0":
+                tally.add(self.status)
+            seconds = forwarder.clock.time - self.arrived
+            tally.seconds += seconds
+            tally.buckets[bisect_left(CALL_BOUNDS, seconds)] += 1
+            if seconds > forwarder.slow:
+                forwarder.report_slow(self._record(seconds))
+        up = self.up
+        if up is not None:
+            up.calls.pop(self.up_sid, None)
+            if 0 < self.response_unacked <= up.slack:
+                self.pay_response(self.response_unacked)
+        if self.endpoint is not None:
+            self.endpoint.active -= 1
+            self.endpoint = None
+        if self.bucket is not None:
+            self.bucket.discard(self)
+            self.bucket = None
+        self.buffer = None
+        if self.kept:
+            self._uncount()
+        if self.walk is not None:
+            self._end_walk(self.walk)
+        if self.try_timer is not None:
+            self._stop_try()
+        if forwarder.calls_by_chat is not None and self.key:
+            self._uncount_chat(forwarder.calls_by_chat)
+        if self.request_unacked:
+            self.pay_request(self.request_unacked)
+
+    def _end_walk(self, walk: Walk) -> None:
+        walk.end()
+        if self.pause is not None:
+            self.pause.cancel()
+
+    def _stop_try(self) -> None:
+        if self.try_timer is not None:
+            self.try_timer.cancel()
+            self.try_timer = None
+
+    def _uncount_chat(self, calls: dict[bytes, int]) -> None:
+        under_way = calls.pop(self.key, 1) - 1  # none, if the limit is younger than the call
+        if under_way:
+            calls[self.key] = under_way
+
+    def _record(self, seconds: float) -> CallRecord:
+        """What is known of it, before it ends."""
+        return record_of(self, seconds)
