@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +10,7 @@ from bench import chart
 from bench.cpu import Cores
 from bench.errors import BenchError
 from bench.machine import describe
-from bench.options import available, names, number, progress, unwind_on_signals
+from bench.options import available, carry_out, names, number, parser, progress
 from bench.peers.programs import installed
 from bench.peers.table import OURS, PEERS
 from bench.process import ROOT
@@ -21,6 +19,7 @@ from bench.runner import SATURATION, Plan, measure
 from bench.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 RESULTS = ROOT / "bench" / "results"
@@ -54,18 +53,11 @@ A missed goal is a result, not an error.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write the files. The exit code is as the help says; 130 after Ctrl-C or SIGTERM."""
-    try:
-        return _bench(_parser().parse_args(arguments))
-    except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("bench: interrupted, nothing written", file=sys.stderr)
-        return 130
+    options = _parser().parse_args(arguments)
+    return carry_out("bench", lambda: _bench(options))
 
 
 def _bench(options: argparse.Namespace) -> int:
-    unwind_on_signals()
     cores = Cores.split(os.sched_getaffinity(0))
     plan = Plan(
         peers=available(options.peers),
@@ -109,15 +101,8 @@ def _write(path: Path, content: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    peers = "".join(f"\n  {peer.name:12} {peer.about}" for peer in PEERS.values())
-    scenarios = "".join(f"\n  {scenario.name:12} {scenario.about}" for scenario in SCENARIOS.values())
-    parser = argparse.ArgumentParser(
-        prog="python -m bench",
-        description=_DESCRIPTION,
-        epilog=f"peers:{peers}\n\nscenarios:{scenarios}\n\n{_EPILOG}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+    options = parser("python -m bench", _DESCRIPTION, _EPILOG, peers=PEERS, scenarios=SCENARIOS)
+    add = options.add_argument
     everybody = tuple(peer for peer in PEERS.values() if not peer.on_request)
     everything = tuple(SCENARIOS.values())
     add(
@@ -133,4 +118,4 @@ def _parser() -> argparse.ArgumentParser:
     add("--rate", type=number(float, 1, 1e6), metavar="N", help="calls/s for `latency` (default: half the slowest's)")
     add("--json", type=Path, default=LATEST, metavar="FILE", help="all results (default: bench/results/latest.json)")
     add("--write", action="store_true", help="also write bench/results/bench.* and the figures in README.md")
-    return parser
+    return options

@@ -35,7 +35,7 @@ from bench.load import calls
 from bench.load.calls import Orders
 from bench.load.client import ClientConnection, frame
 from bench.load.result import Latencies, LoadResult
-from bench.options import number, progress, unwind_on_signals
+from bench.options import carry_out, number, progress
 from bench.probe import request
 from bench.process import Process, free_port
 
@@ -338,20 +338,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=number(int, 1, 100), default=5, help="of gc and workers (default: 5)")
     parser.add_argument("--scale", type=number(float, 0.001, 10), default=1.0, help="of the numbers above (default: 1)")
     options = parser.parse_args(arguments)
-    try:
-        if unknown := [each for each in options.what if each not in _SIZES]:
-            raise UsageError(f"unknown: {', '.join(unknown)}; there are: {', '.join(_SIZES)}")
-        unwind_on_signals()
-        _run(options.what or list(_SIZES), options.rounds, options.scale)
-    except BenchError as error:
-        print(f"bench.scale: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return carry_out("bench.scale", lambda: _run(options.what or list(_SIZES), options.rounds, options.scale))
 
 
-def _run(wanted: Sequence[str], rounds: int, scale: float) -> None:
+def _run(wanted: Sequence[str], rounds: int, scale: float) -> int:
+    if unknown := [each for each in wanted if each not in _SIZES]:
+        raise UsageError(f"unknown: {', '.join(unknown)}; there are: {', '.join(_SIZES)}")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     nghttpd = shutil.which("nghttpd")
@@ -366,6 +358,7 @@ def _run(wanted: Sequence[str], rounds: int, scale: float) -> None:
                 size = _SIZES[what] if what == "workers" else max(3, round(_SIZES[what] * scale))
                 for line in getattr(bench, what)(size):
                     print(line, flush=True)
+    return 0
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +10,12 @@ from bench.faults.report import describe, document, tables, write_json
 from bench.faults.run import BEFORE, TRIES, WARM_UP, Plan, compare
 from bench.faults.scenarios import SCENARIOS, SETTLE
 from bench.faults.table import PEERS
-from bench.options import available, names, number, progress, unwind_on_signals
+from bench.options import available, carry_out, names, number, parser, progress
 from bench.peers.base import Resilience
 from bench.process import ROOT
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 DOCS = ROOT / "docs" / "failures.md"
@@ -50,18 +49,11 @@ or stuck); 2 usage, or no proxy could be had.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, print, write. The exit code is as the help says; 130 after Ctrl-C or SIGTERM."""
-    try:
-        return _faults(_parser().parse_args(arguments))
-    except BenchError as error:
-        print(f"bench.faults: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("bench.faults: interrupted, nothing written", file=sys.stderr)
-        return 130
+    options = _parser().parse_args(arguments)
+    return carry_out("bench.faults", lambda: _faults(options))
 
 
 def _faults(options: argparse.Namespace) -> int:
-    unwind_on_signals()
     peers = available(options.peers, Resilience("/a/c"))
     plan = Plan(peers, options.scenarios, options.seconds, options.rate, options.streams, options.chats)
     machine = describe(plan)
@@ -81,15 +73,8 @@ def _faults(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    peers = "".join(f"\n  {peer.name:12} {peer.about}" for peer in PEERS.values())
-    scenarios = "".join(f"\n  {scenario.name:12} {scenario.about}" for scenario in SCENARIOS.values())
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.faults",
-        description=_DESCRIPTION,
-        epilog=f"peers:{peers}\n\nscenarios:{scenarios}\n\n{_EPILOG}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+    options = parser("python -m bench.faults", _DESCRIPTION, _EPILOG, peers=PEERS, scenarios=SCENARIOS)
+    add = options.add_argument
     everybody, everything = tuple(PEERS.values()), tuple(SCENARIOS.values())
     add("--peers", type=names(PEERS), default=everybody, metavar="A,B", help="which proxies (default: all)")
     add("--scenarios", type=names(SCENARIOS), default=everything, metavar="A,B", help="which faults (default: all)")
@@ -105,4 +90,4 @@ def _parser() -> argparse.ArgumentParser:
     add("--chats", type=number(int, 10, 100_000), default=300, metavar="N", help="different chats (default: 300)")
     add("--json", type=Path, metavar="FILE", help="all results (default: bench/results/faults.json)")
     add("--docs", type=Path, metavar="FILE", help="the report as Markdown (default: docs/failures.md)")
-    return parser
+    return options

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from bench.cpu import Cores, cpu_ns
 from bench.errors import BenchError, UsageError
-from bench.options import number, progress, unwind_on_signals
+from bench.options import carry_out, number, progress
 from bench.process import ROOT, Process, free_port, pinned
 
 if TYPE_CHECKING:
@@ -70,14 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.load.ghz", description=__doc__.partition("\n")[0])
     parser.add_argument("--total", type=number(int, 1, 1e8), default=20_000, metavar="N", help="calls (default: 20000)")
     options = parser.parse_args(arguments)
-    unwind_on_signals()
-    try:
-        return _run(program(), options.total)
-    except BenchError as error:
-        print(f"bench.load.ghz: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    return carry_out("bench.load.ghz", lambda: _run(program(), options.total))
 
 
 def _run(ghz: str, total: int) -> int:

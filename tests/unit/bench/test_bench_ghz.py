@@ -27,7 +27,6 @@ def test_the_chat_ids_come_from_a_template():
 
 def test_without_ghz_it_says_what_to_do(capsys, monkeypatch):
     monkeypatch.setattr(ghz.shutil, "which", lambda *_, **__: None)
-    monkeypatch.setattr(ghz, "unwind_on_signals", lambda: None)
     assert ghz.main([]) == 2
     assert "go install github.com/bojand/ghz/cmd/ghz@" in capsys.readouterr().err
 

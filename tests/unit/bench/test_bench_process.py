@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from bench import cli, options
+from bench import cli
 from bench.cpu import Cores, cpu_ns
 from bench.errors import BenchError
 from bench.peers import programs
@@ -103,6 +103,5 @@ def test_usage_errors_name_the_value(capsys, arguments, text):
 
 def test_a_missing_program_is_one_line_naming_the_packages(capsys, monkeypatch):
     monkeypatch.setattr(programs.shutil, "which", lambda *_, **__: None)
-    monkeypatch.setattr(options.signal, "signal", lambda *_: None)
     assert cli.main(["--peers", "districhat"]) == 2
     assert capsys.readouterr().err == "bench: nghttpd not found; on Debian: apt-get install nghttp2-server\n"
