@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, cast
 import ngh2
 import uvloop
 
-from bench.backends import TOKENS, token
+from bench.backends import TOKENS, TOKENS_METHOD, token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 BEAT = 0.004
 """Seconds between two messages of a call."""
+UNIMPLEMENTED = (b"grpc-status", b"12")
 
 
 class Connection(asyncio.Protocol):
@@ -53,12 +54,19 @@ class Connection(asyncio.Protocol):
         self._engine.receive_data(data)
         for event in self._engine.events():
             if isinstance(event, ngh2.RequestReceived):
-                headers = [(b":status", b"200"), (b"content-type", b"application/grpc")]
-                self._engine.send_response(event.stream_id, headers)
-                self._left[event.stream_id] = TOKENS
+                self._begin(event)
             elif isinstance(event, ngh2.StreamClosed):
                 self._left.pop(event.stream_id, None)
         self._flush()
+
+    def _begin(self, request: ngh2.RequestReceived) -> None:
+        headers = [(b":status", b"200"), (b"content-type", b"application/grpc")]
+        if (b":path", TOKENS_METHOD.encode()) in request.headers:
+            self._engine.send_response(request.stream_id, headers)
+            self._left[request.stream_id] = TOKENS
+        else:
+            # Like any server without a health service. A stream of tokens would keep a health check busy, too.
+            self._engine.send_response(request.stream_id, [*headers, UNIMPLEMENTED], end_stream=True)
 
     def beat(self) -> None:
         """The next message of every call."""
