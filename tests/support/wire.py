@@ -436,8 +436,21 @@ class World:
 
     def echoing(self, *names: str, settings: dict[int, int] | None = None) -> World:
         """Servers that answer every call with its own body, at the addresses of the endpoints named (default: all)."""
+        return self.answering(echo, *names, settings=settings)
+
+    def silent(self, *names: str, settings: dict[int, int] | None = None) -> World:
+        """Servers that answer nothing by themselves: the test does."""
+        return self.answering(None, *names, settings=settings)
+
+    def answering(
+        self,
+        on_request: Callable[[Peer, int, Exchange], None] | None,
+        *names: str,
+        settings: dict[int, int] | None = None,
+    ) -> World:
+        """Servers that answer so."""
         for name in names or tuple(self.proxy.cluster.snapshot.by_id):
-            self.server(name, settings).on_request = echo
+            self.server(name, settings).on_request = on_request
         return self
 
     def echo_everywhere(self) -> None:

@@ -73,8 +73,7 @@ def test_headers_and_trailers_pass_both_ways() -> None:
         server.engine.send_data(sid, frame(b"ok"))
         server.engine.send_trailers(sid, [(b"grpc-status", b"5"), (b"grpc-message", b"no %C3%A4"), (b"x-end", b"2")])
 
-    for name in "ABC":
-        world.server(name).on_request = answer
+    world.answering(answer)
     client = world.start().client()
     sid = client.request(
         message(), extra=[(b"x-from-client", b"3"), (b"c-bin", b"AAE"), (b"x-twice", b"a"), (b"x-twice", b"b")]

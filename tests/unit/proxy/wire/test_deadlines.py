@@ -12,10 +12,7 @@ STREAM = b"/chat.ChatService/StreamReply"  # its route has no timeout of its own
 
 
 def silent() -> World:
-    world = World()
-    for name in "ABC":
-        world.server(name)
-    return world
+    return World().silent()
 
 
 def timeout_seen(world: World, chat: str = "chat-000") -> bytes | None:

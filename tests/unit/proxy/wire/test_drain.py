@@ -16,10 +16,7 @@ GRACE = 20.0
 
 @pytest.fixture
 def world() -> World:
-    world = World()
-    for name in "ABC":
-        world.server(name)
-    return world.start()
+    return World().silent().start()
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ import ngh2
 import pytest
 
 from proxy.forwarding.call import Call
-from tests.support.wire import Exchange, Peer, Server, World, address_of, endpoints, frame, message
+from tests.support.wire import PATH, Client, Exchange, Peer, Server, World, address_of, endpoints, frame, message
 
 
 def refuse(server: Peer, sid: int, _exchange: Exchange) -> None:
@@ -21,6 +21,17 @@ def refuse(server: Peer, sid: int, _exchange: Exchange) -> None:
 def reset(server: Peer, sid: int, _exchange: Exchange) -> None:
     server.begun.add(sid)
     server.engine.reset_stream(sid, ngh2.ErrorCode.INTERNAL_ERROR)
+
+
+def under_way(*, path: bytes = PATH, end: bool = True) -> tuple[World, str, Client, int]:
+    """A call is with the owner of its chat, which says nothing by itself; the other servers would answer."""
+    world = World().echoing()
+    owner = world.owner("chat-005")
+    world.at(owner).on_request = None
+    client = world.start().client()
+    sid = client.request(message("chat-005"), path=path, end=end)
+    world.run()
+    return world, owner, client, sid
 
 
 def reached(world: World) -> list[str]:
@@ -241,12 +252,7 @@ def test_a_streaming_request_that_is_still_buffered_moves_and_keeps_its_order() 
 
 def test_a_stream_above_a_goaway_is_sent_again_to_the_same_server() -> None:
     """What nginx does after keepalive_requests (grpc-java #10533): no reason to move the chat."""
-    world = World().echoing()
-    owner = world.owner("chat-005")
-    world.at(owner).on_request = None
-    client = world.start().client()
-    sid = client.request(message("chat-005"))
-    world.run()
+    world, owner, client, sid = under_way()
     first = world.at(owner)
     first.engine.terminate_connection(0, last_stream_id=0)
     fresh = world.server(owner)
@@ -258,25 +264,15 @@ def test_a_stream_above_a_goaway_is_sent_again_to_the_same_server() -> None:
 
 
 def test_a_stream_above_a_goaway_moves_on_if_the_server_does_not_come_back() -> None:
-    world = World()
-    owner, second, third = world.order("chat-005")
-    world.echoing(second, third).server(owner)
-    client = world.start().client()
-    sid = client.request(message("chat-005"))
-    world.run()
+    world, owner, client, sid = under_way()
     world.servers.pop(address_of(owner)).engine.terminate_connection(0, last_stream_id=0)  # type: ignore[union-attr]
     world.run()
     assert client.exchanges[sid].status == 0
-    assert world.at(second).exchanges
+    assert reached(world) == [world.order("chat-005")[1]]
 
 
 def test_a_stream_that_a_goaway_leaves_alone_finishes_on_the_old_connection() -> None:
-    world = World()
-    owner = world.owner("chat-005")
-    world.echoing().at(owner).on_request = None
-    client = world.start().client()
-    sid = client.request(message("chat-005"))
-    world.run()
+    world, owner, client, sid = under_way()
     old = world.at(owner)
     old.engine.send_shutdown_notice()
     world.run()
@@ -299,12 +295,7 @@ CHAT = b"/chat.ChatService/Chat"
 
 def test_a_connection_lost_after_the_request_was_written_fails_the_call_and_runs_it_nowhere_else() -> None:
     """Envoy #39800 ran such a call twice."""
-    world = World()
-    owner = world.owner("chat-005")
-    world.echoing().at(owner).on_request = None
-    client = world.start().client()
-    sid = client.request(message("chat-005"), path=CHAT)
-    world.run()
+    world, owner, client, sid = under_way(path=CHAT)
     world.kill(owner)
     answer = client.exchanges[sid]
     assert answer.status == 14
@@ -339,12 +330,7 @@ def test_a_connection_lost_before_the_request_was_written_moves_the_call() -> No
 
 
 def test_after_the_response_began_a_lost_connection_ends_it_with_a_status() -> None:
-    world = World()
-    owner = world.owner("chat-005")
-    world.echoing().at(owner).on_request = None
-    client = world.start().client()
-    sid = client.request(message("chat-005"), end=False)
-    world.run()
+    world, owner, client, sid = under_way(end=False)
     server = world.at(owner)
     server.begin(1)
     server.engine.send_data(1, frame(b"part"))
@@ -357,12 +343,7 @@ def test_after_the_response_began_a_lost_connection_ends_it_with_a_status() -> N
 
 
 def test_a_server_that_breaks_the_protocol_fails_its_calls_and_is_connected_to_again() -> None:
-    world = World()
-    owner = world.owner("chat-005")
-    world.echoing().at(owner).on_request = None
-    client = world.start().client()
-    sid = client.request(message("chat-005"), path=CHAT)
-    world.run()
+    world, owner, client, sid = under_way(path=CHAT)
     broken = world.at(owner)
     broken.transport.write(b"\x00\x00\x00\x00\x00\x00\x00\x00\x00")  # DATA on stream 0: RFC 9113, 6.1
     world.run()
@@ -375,10 +356,7 @@ def test_a_server_that_breaks_the_protocol_fails_its_calls_and_is_connected_to_a
 
 
 def test_a_client_that_breaks_the_protocol_ends_no_other_clients_calls() -> None:
-    world = World()
-    for name in "ABC":
-        world.server(name)
-    world.start()
+    world = World().silent().start()
     bad, good = world.client(), world.client()
     bad.request(message("chat-001"))
     sid = good.request(message("chat-001"))
@@ -404,9 +382,7 @@ def test_a_client_that_breaks_the_protocol_ends_no_other_clients_calls() -> None
 def test_a_bug_in_one_call_costs_that_call_and_no_other(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    world = World()
-    for name in "ABC":
-        world.server(name)
+    world = World().silent()
     client = world.start().client()
     unlucky = client.request(message("chat-001"))
     lucky = client.request(message("chat-001"))
@@ -443,9 +419,7 @@ def graceful_end(server: Server, streams: list[int]) -> None:
 
 def test_streams_that_end_together_with_their_connection_all_end_well() -> None:
     """The engine takes no calls any more when the first of these ends is told."""
-    world = World()
-    for name in "ABC":
-        world.server(name)
+    world = World().silent()
     client = world.start().client()
     sids = [client.request(message("chat-001"), path=CHAT, end=False) for _ in range(3)]
     world.run()
@@ -498,9 +472,7 @@ def test_a_server_that_says_goaway_at_once_is_not_connected_to_in_a_tight_loop()
 
 def test_metadata_beyond_what_the_server_takes_is_refused_for_that_call_alone() -> None:
     """CVE-2023-32732 and its kind: sent all the same, it would end everybody's calls on the connection."""
-    world = World()
-    for name in "ABC":
-        world.server(name, {ngh2.Setting.MAX_HEADER_LIST_SIZE: 4096})
+    world = World().silent(settings={ngh2.Setting.MAX_HEADER_LIST_SIZE: 4096})
     client = world.start().client()
     large = client.request(message("chat-001"), extra=[(b"x-large", b"y" * 4000)])
     small = client.request(message("chat-001"))

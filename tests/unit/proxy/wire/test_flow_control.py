@@ -54,9 +54,7 @@ def test_a_server_that_does_not_read_holds_up_the_client_within_the_window() -> 
 
 
 def test_a_client_that_does_not_read_holds_up_the_server_within_the_window() -> None:
-    world = World(upstream={"stream_window": WINDOW})
-    for name in "ABC":
-        world.server(name)
+    world = World(upstream={"stream_window": WINDOW}).silent()
     client = world.start().client()
     client.hold = True
     sid = client.request(message("chat-001"))
@@ -78,9 +76,7 @@ def test_a_client_that_does_not_read_holds_up_the_server_within_the_window() -> 
 
 def test_one_stalled_stream_does_not_hold_up_the_others_of_its_connections() -> None:
     """linkerd2 #638, netty #4423, golang #54330."""
-    world = World()
-    for name in "ABC":
-        world.server(name)
+    world = World().silent()
     client = world.start().client({INITIAL_WINDOW: 1 << 20})
     client.engine.set_local_window_size(2**31 - 1)
     client.hold = True
@@ -102,9 +98,7 @@ def test_one_stalled_stream_does_not_hold_up_the_others_of_its_connections() -> 
 
 def test_a_transport_that_takes_nothing_holds_back_credit_too() -> None:
     """Bytes in the transport's buffer have not been taken by the client: no credit for them (wire rule 2)."""
-    world = World(upstream={"stream_window": WINDOW})
-    for name in "ABC":
-        world.server(name)
+    world = World(upstream={"stream_window": WINDOW}).silent()
     client = world.start().client({INITIAL_WINDOW: 1 << 24})
     client.engine.set_local_window_size(2**31 - 1)
     world.run()
@@ -127,9 +121,7 @@ def test_a_transport_that_takes_nothing_holds_back_credit_too() -> None:
 
 def test_control_frames_are_answered_while_data_is_blocked() -> None:
     """helidon #12182."""
-    world = World()
-    for name in "ABC":
-        world.server(name)
+    world = World().silent()
     client = world.start().client({INITIAL_WINDOW: 0})
     sid = client.request(message("chat-001"))
     world.run()
@@ -163,9 +155,7 @@ def test_data_for_a_call_that_is_over_still_returns_the_connections_credit() -> 
 
 
 def test_credit_for_a_cancelled_response_goes_back_to_the_server() -> None:
-    world = World(upstream={"stream_window": WINDOW})
-    for name in "ABC":
-        world.server(name)
+    world = World(upstream={"stream_window": WINDOW}).silent()
     client = world.start().client({INITIAL_WINDOW: 0})
     for number in range(30):
         sid = client.request(message("chat-001"))
@@ -181,9 +171,7 @@ def test_credit_for_a_cancelled_response_goes_back_to_the_server() -> None:
 
 @pytest.mark.parametrize("ended", [False, True])
 def test_credit_for_a_response_goes_back_when_the_client_vanishes(ended: bool) -> None:
-    world = World(upstream={"stream_window": WINDOW})
-    for name in "ABC":
-        world.server(name)
+    world = World(upstream={"stream_window": WINDOW}).silent()
     client = world.start().client({INITIAL_WINDOW: 10})
     client.hold = True
     client.request(message("chat-001"))
@@ -255,9 +243,7 @@ def test_a_calls_end_returns_all_of_its_credit_whatever_its_size(size: int) -> N
 @pytest.mark.parametrize("size", [1, 3000, 5000])
 @pytest.mark.parametrize("end", ["served", "cancelled", "reset", "client lost"])
 def test_a_streams_end_returns_all_of_its_credit_however_it_ends(end: str, size: int) -> None:
-    world = World()
-    for name in "ABC":
-        world.server(name)
+    world = World().silent()
     client = world.start().client()
     sid = client.request(message("chat-001", "x"), end=False)
     world.run()
@@ -282,9 +268,7 @@ def test_a_streams_end_returns_all_of_its_credit_however_it_ends(end: str, size:
 
 
 def test_a_long_stream_of_small_messages_gets_its_credit_on_the_way() -> None:
-    world = World(listener={"stream_window": WINDOW}, upstream={"stream_window": WINDOW})
-    for name in "ABC":
-        world.server(name)
+    world = World(listener={"stream_window": WINDOW}, upstream={"stream_window": WINDOW}).silent()
     client = world.start().client()
     sid = client.request(message("chat-001", "x"), end=False)
     world.run()

@@ -22,16 +22,13 @@ UNIMPLEMENTED, INTERNAL, UNAVAILABLE, UNAUTHENTICATED = 12, 13, 14, 16
 
 def answering(answer: Callable[[Server, int], None]) -> World:
     """A world whose servers all answer so."""
-    world = World()
 
     def on_request(server: Peer, sid: int, _exchange: Exchange) -> None:
         assert isinstance(server, Server)
         server.begun.add(sid)
         answer(server, sid)
 
-    for name in "ABC":
-        world.server(name).on_request = on_request
-    return world.start()
+    return World().answering(on_request).start()
 
 
 def call(world: World, *, path: bytes = CHAT, end: bool = True) -> Exchange:
@@ -116,9 +113,7 @@ def test_an_http_error_before_the_end_of_the_request_ends_both_directions() -> N
     def answer(server: Server, sid: int) -> None:
         server.engine.send_response(sid, [(b":status", b"404")])
 
-    world = World()
-    for name in "ABC":
-        world.server(name)
+    world = World().silent()
     client = world.start().client()
     sid = client.request(message("chat-001"), path=CHAT, end=False)
     world.run()
@@ -149,9 +144,7 @@ def test_an_http_error_before_the_end_of_the_request_ends_both_directions() -> N
     ],
 )
 def test_a_reset_in_the_middle_of_a_response_becomes_the_status_of_its_code(code: int, status: int) -> None:
-    world = World()
-    for name in "ABC":
-        world.server(name)
+    world = World().silent()
     client = world.start().client()
     sid = client.request(message("chat-001"), path=CHAT, end=False)
     world.run()
@@ -204,9 +197,7 @@ def test_an_informational_response_with_end_stream_is_the_servers_error() -> Non
 
 
 def test_the_client_may_end_first_and_the_server_goes_on() -> None:
-    world = World()
-    for name in "ABC":
-        world.server(name)
+    world = World().silent()
     client = world.start().client()
     sid = client.request(message("chat-001"), path=CHAT, end=False)
     world.run()
@@ -227,9 +218,7 @@ def test_the_client_may_end_first_and_the_server_goes_on() -> None:
 
 def test_the_server_may_begin_and_end_before_the_client_does() -> None:
     """envoy #30149, grpc-node #2569, connect-es #1751: all of the tail, the trailers, and only then NO_ERROR."""
-    world = World(upstream={"stream_window": 10_000})
-    for name in "ABC":
-        world.server(name)
+    world = World(upstream={"stream_window": 10_000}).silent()
     client = world.start().client({ngh2.Setting.INITIAL_WINDOW_SIZE: 1_000})
     client.hold = True
     sid = client.request(message("chat-001"), path=CHAT, end=False)

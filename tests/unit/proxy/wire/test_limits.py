@@ -19,11 +19,9 @@ def count(world: World, limit: str) -> int:
     return world.proxy.watch.counters.snapshot()[limit]
 
 
-def silent(world: World, **settings: int) -> World:
+def silent(world: World) -> World:
     """Servers that never answer by themselves."""
-    for name in "ABC":
-        world.server(name)
-    return world.start()
+    return world.silent().start()
 
 
 class RawClient(Client):
@@ -287,9 +285,7 @@ def test_metadata_beyond_twice_the_limit_ends_the_connection() -> None:
 
 
 def test_metadata_that_the_server_does_not_take_costs_that_call_alone() -> None:
-    world = World()
-    for name in "ABC":
-        world.server(name, {ngh2.Setting.MAX_HEADER_LIST_SIZE: 1000})
+    world = World().silent(settings={ngh2.Setting.MAX_HEADER_LIST_SIZE: 1000})
     world.start().echo_everywhere()
     client = world.client()
     sid = client.request(message(), extra=[(b"x-long", b"v" * 2000)])
@@ -700,8 +696,7 @@ def test_first_messages_of_one_client_that_never_end_do_not_starve_another() -> 
 
 def test_requests_that_wait_for_a_server_are_bounded() -> None:
     world = World(limits={"max_buffered_per_connection": 500_000}, upstream={"max_connections": 1})
-    for name in "ABC":
-        world.server(name, {ngh2.Setting.MAX_CONCURRENT_STREAMS: 1})
+    world.silent(settings={ngh2.Setting.MAX_CONCURRENT_STREAMS: 1})
     client = world.start().client()
     sids = [client.request(message("chat-001", "x" * 90_000), path=CHAT, end=False) for _ in range(20)]
     world.run()

@@ -187,9 +187,7 @@ def test_closing_the_pools_ends_every_state_for_good(state: str) -> None:
 
 
 def test_a_server_that_does_not_answer_a_ping_is_given_up_while_calls_depend_on_it() -> None:
-    world = World(upstream={"keepalive_interval": 60.0, "keepalive_timeout": 5.0})
-    for name in "ABC":
-        world.server(name)
+    world = World(upstream={"keepalive_interval": 60.0, "keepalive_timeout": 5.0}).silent()
     client = world.start().client()
     sid = client.request(message("chat-005"), path=CHAT)
     world.run()
@@ -207,9 +205,7 @@ def test_a_server_that_does_not_answer_a_ping_is_given_up_while_calls_depend_on_
 
 
 def test_a_server_whose_answer_to_a_ping_waits_behind_a_long_response_is_not_given_up() -> None:
-    world = World(upstream={"keepalive_interval": 60.0, "keepalive_timeout": 5.0})
-    for name in "ABC":
-        world.server(name)
+    world = World(upstream={"keepalive_interval": 60.0, "keepalive_timeout": 5.0}).silent()
     client = world.start().client()
     sid = client.request(message("chat-005"), path=CHAT)
     world.run()
@@ -236,9 +232,7 @@ def test_an_idle_connection_is_not_pinged() -> None:
 
 
 def test_keepalive_that_a_reload_switches_off_ends_at_once() -> None:
-    world = World(upstream={"keepalive_interval": 60.0})
-    for name in "ABC":
-        world.server(name)
+    world = World(upstream={"keepalive_interval": 60.0}).silent()
     client = world.start().client()
     client.request(message("chat-005"), path=CHAT)
     world.run()
@@ -250,9 +244,7 @@ def test_keepalive_that_a_reload_switches_off_ends_at_once() -> None:
 
 @pytest.mark.parametrize("before", [0.0, 3600.0])
 def test_a_new_keepalive_interval_reaches_connections_that_stand(before: float) -> None:
-    world = World(upstream={"keepalive_interval": before, "keepalive_timeout": 5.0})
-    for name in "ABC":
-        world.server(name)
+    world = World(upstream={"keepalive_interval": before, "keepalive_timeout": 5.0}).silent()
     client = world.start().client()
     sid = client.request(message("chat-005"), path=CHAT)
     world.run()

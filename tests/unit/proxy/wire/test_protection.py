@@ -56,9 +56,7 @@ def test_a_server_that_fails_its_calls_is_ejected_and_returns_in_time(failure) -
 
 
 def test_a_lost_connection_is_one_failure_however_many_calls_were_on_it() -> None:
-    world = World()
-    for name in "ABC":
-        world.server(name)
+    world = World().silent()
     client = world.start().client()
     for chat in chats_of(world, "A", 20):
         client.request(message(chat), path=CHAT)
@@ -70,9 +68,7 @@ def test_a_lost_connection_is_one_failure_however_many_calls_were_on_it() -> Non
 
 @pytest.mark.parametrize("status", [1, 2, 3, 4, 5, 13])
 def test_answers_that_say_nothing_about_the_server_eject_nobody(status: int) -> None:
-    world = World()
-    for name in "ABC":
-        world.server(name).on_request = lambda server, sid, _: server.respond(sid, status=status)  # type: ignore[attr-defined]
+    world = World().answering(lambda server, sid, _: server.respond(sid, status=status))  # type: ignore[attr-defined]
     client = world.start().client()
     for chat in chats_of(world, "A", 20):
         client.request(message(chat), path=CHAT)
@@ -319,9 +315,7 @@ def test_panic_does_not_wait_for_servers_that_cannot_be_reached() -> None:
 
 
 def test_calls_beyond_the_proxys_limit_are_turned_away_with_a_pushback() -> None:
-    world = World(limits={"max_calls": 3, "pushback": 2.5})
-    for name in "ABC":
-        world.server(name)
+    world = World(limits={"max_calls": 3, "pushback": 2.5}).silent()
     client = world.start().client()
     sids = [client.request(message(f"chat-{number}")) for number in range(5)]
     world.run()
@@ -332,9 +326,7 @@ def test_calls_beyond_the_proxys_limit_are_turned_away_with_a_pushback() -> None
 
 
 def test_calls_beyond_a_servers_limit_are_turned_away_and_move_nowhere() -> None:
-    world = World(limits={"max_calls_per_endpoint": 2})
-    for name in "ABC":
-        world.server(name)
+    world = World(limits={"max_calls_per_endpoint": 2}).silent()
     client = world.start().client()
     sids = [client.request(message("chat-005")) for _ in range(4)]
     world.run()
@@ -346,9 +338,7 @@ def test_calls_beyond_a_servers_limit_are_turned_away_and_move_nowhere() -> None
 
 
 def test_calls_beyond_a_chats_limit_are_turned_away_until_one_of_them_ends() -> None:
-    world = World(limits={"max_calls_per_chat": 1})
-    for name in "ABC":
-        world.server(name)
+    world = World(limits={"max_calls_per_chat": 1}).silent()
     client = world.start().client()
     first = client.request(message("chat-005"))
     second = client.request(message("chat-005"))
@@ -367,9 +357,7 @@ def test_calls_beyond_a_chats_limit_are_turned_away_until_one_of_them_ends() -> 
 
 
 def test_large_replay_buffers_are_bounded_in_all() -> None:
-    world = World(retry={"replay_buffer_total": 30_000})
-    for name in "ABC":
-        world.server(name)
+    world = World(retry={"replay_buffer_total": 30_000}).silent()
     client = world.start().client()
     sids = [client.request(message("chat-005", "x" * 10_000)) for _ in range(5)]
     world.run()
@@ -526,9 +514,7 @@ def test_http_errors_count_as_failures() -> None:
 
 
 def test_streams_that_were_running_well_when_their_server_died_are_not_quarantined() -> None:
-    world = World(endpoints=endpoints("A", "B", "C"))
-    for name in "ABC":
-        world.server(name)
+    world = World(endpoints=endpoints("A", "B", "C")).silent()
     client = world.start().client()
     first, second, third = world.order("chat-005")
     for name in (first, second):

@@ -252,9 +252,7 @@ def test_the_clients_attempts_and_ours_are_added() -> None:
 
 
 def test_repeats_are_a_small_part_of_the_calls_under_way() -> None:
-    world = World(retry={"budget_percent": 10.0, "min_budget": 2, "tokens": 1000.0})
-    for name in "ABC":
-        world.server(name)
+    world = World(retry={"budget_percent": 10.0, "min_budget": 2, "tokens": 1000.0}).silent()
     client = world.start().client()
     owner, second, _ = world.order("chat-005")
     sids = [client.request(message("chat-005")) for _ in range(50)]
@@ -273,9 +271,7 @@ def test_repeats_are_a_small_part_of_the_calls_under_way() -> None:
 
 def test_all_calls_of_a_lost_connection_may_be_repeated_once() -> None:
     """A server that is gone cannot be overloaded by repeats, and one lost connection is one failure."""
-    world = World()
-    for name in "ABC":
-        world.server(name)
+    world = World().silent()
     client = world.start().client()
     owner, second, _ = world.order("chat-005")
     sids = [client.request(message("chat-005")) for _ in range(100)]
@@ -306,9 +302,7 @@ def test_a_reset_that_says_the_set_up_is_wrong_is_not_tried_elsewhere(code: int,
 
 
 def test_many_failures_in_a_row_stop_the_repeats_and_successes_allow_them_again() -> None:
-    world = World(retry={"tokens": 4.0, "token_ratio": 0.5}, outlier={"quarantine_time": 0})
-    for name in "ABC":
-        world.server(name).on_request = reset
+    world = World(retry={"tokens": 4.0, "token_ratio": 0.5}, outlier={"quarantine_time": 0}).answering(reset)
     client = world.start().client()
     for _ in range(3):
         client.request(message("chat-005"))
@@ -380,9 +374,7 @@ def test_a_server_that_does_not_begin_in_time_is_left_for_the_next() -> None:
 
 
 def test_with_no_other_server_allowed_the_last_one_keeps_the_call() -> None:
-    world = World(routes=PATIENT, retry={"max_attempts": 1})
-    for name in "ABC":
-        world.server(name)
+    world = World(routes=PATIENT, retry={"max_attempts": 1}).silent()
     client = world.start().client()
     sid = client.request(message("chat-005"), path=GET)
     world.advance(5.0)
@@ -394,9 +386,7 @@ def test_with_no_other_server_allowed_the_last_one_keeps_the_call() -> None:
 
 
 def test_a_response_that_has_begun_has_all_the_time() -> None:
-    world = World(routes=PATIENT)
-    for name in "ABC":
-        world.server(name)
+    world = World(routes=PATIENT).silent()
     client = world.start().client()
     sid = client.request(message("chat-005"), path=GET)
     world.run()
@@ -410,9 +400,7 @@ def test_a_response_that_has_begun_has_all_the_time() -> None:
 
 
 def test_the_deadline_wins_over_every_repeat() -> None:
-    world = World(routes=PATIENT)
-    for name in "ABC":
-        world.server(name)
+    world = World(routes=PATIENT).silent()
     client = world.start().client()
     sid = client.request(message("chat-005"), path=GET, extra=[(b"grpc-timeout", b"1500m")])
     world.advance(1.6)
