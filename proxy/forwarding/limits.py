@@ -22,6 +22,7 @@ class LimitCounters:
         "connections",
         "connections_per_client",
         "engine",
+        "file_descriptors",
         "first_message_bytes",
         "first_message_timeout",
         "frame_timeout",
@@ -40,7 +41,7 @@ class LimitCounters:
         "waiting_calls",
     )
 
-    def __init__(self) -> None:
+    def __init__(self) -> None:  # noqa: PLR0915 - two a counter
         self.buffered = 0
         """`limits.max_buffered`: a connection lost calls because all together held too many bytes."""
         self.buffered_per_connection = 0
@@ -60,6 +61,8 @@ class LimitCounters:
         self.engine = 0
         """The engine ended a client's connection with ENHANCE_YOUR_CALM: `listener.max_glitches`, `max_queued_acks`,
         `max_continuations`, `max_settings_entries`, or twice `max_header_list_size` or `max_header_count`."""
+        self.file_descriptors = 0
+        """The process's file descriptors (RLIMIT_NOFILE): a client was turned away, or all had to wait."""
         self.first_message_bytes = 0
         """`listener.max_first_message`: a call ended because its key did not come within so many bytes."""
         self.first_message_timeout = 0

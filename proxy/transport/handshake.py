@@ -1,33 +1,22 @@
 """A client's way from its connect to a secured connection.
 
-The proxy accepts those clients by itself, instead of leaving that to the event loop's server, which knows one context
-for ever and tells of a client only when its handshake is over: so each handshake has the newest certificate, and
-clients count, and can be given up, before they have finished one.
+The event loop's own server knows one context for ever, and tells of a client only when its handshake is over. Here each
+handshake has the newest certificate, and clients count, and can be given up, before they have finished one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import os
 import socket
-from collections.abc import Sequence
 from functools import partial
-from typing import Final, Protocol, cast
+from typing import Protocol, cast
 
 from proxy.transport.downstream import NOT_HTTP2, DownstreamConnection
 from proxy.transport.reactor import CLOSE_NOTIFY_TIMEOUT, reason
 from proxy.transport.tls import ServerTls, speaks_http2
 
 log = logging.getLogger(__name__)
-
-MAX_ACCEPTS: Final = 64
-"""Clients accepted in one pass of the loop, so that calls have their turn."""
-ACCEPT_PAUSE: Final = 1.0
-"""Seconds to wait when the process has no file descriptor or memory left for another client; asyncio waits as long."""
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
 
 Objection = tuple[str, str]
 """Why a client gets no connection: the name of a limit's counter, and a few words for people."""
@@ -46,72 +35,30 @@ class Keeper(Protocol):
         """What a client gets that can begin to speak HTTP/2."""
 
 
-class TlsServer:
-    """Accepts and secures clients on sockets that are bound. Like an asyncio.Server: `start_serving`, `close`."""
+class Handshakes:
+    """Secures clients that have been accepted."""
 
-    def __init__(self, tls: ServerTls, sockets: Sequence[socket.socket], backlog: int, keeper: Keeper) -> None:
-        """`sockets`: are closed by `close`."""
-        self.sockets = tuple(sockets)
+    def __init__(self, tls: ServerTls, keeper: Keeper) -> None:
         self._tls = tls
-        self._backlog = backlog
         self._keeper = keeper
-        self._handshakes: set[asyncio.Task[Objection | None]] = set()
+        self._under_way: set[asyncio.Task[Objection | None]] = set()
         self._loop = asyncio.get_running_loop()
-        self._pause: asyncio.TimerHandle | None = None
 
-    async def start_serving(self) -> None:
-        """Accept from now on. Raises OSError if that is not possible."""
-        for each in self.sockets:
-            each.setblocking(False)  # noqa: FBT003 - the standard library's
-            each.listen(self._backlog)
-        self._resume()
+    def begin(self, accepted: socket.socket, client: str | None) -> None:
+        """Secure `accepted`, whose address is `client`; it is closed if there is no room for it."""
+        if not self._keeper.begin_handshake(client):
+            accepted.close()
+            return
+        handshake = _Handshake(self._tls, self._keeper, client, self._loop.create_future())
+        task = self._loop.create_task(self._secure(accepted, handshake), name="TLS handshake")
+        self._under_way.add(task)
+        # Not at the end of the task: one that is cancelled before it began has none.
+        task.add_done_callback(partial(self._ended, handshake))
 
-    def close(self) -> None:
-        """Accept no more. Handshakes under way go on. May be called twice."""
-        self._rest()
-        if self._pause is not None:
-            self._pause.cancel()
-        for each in self.sockets:
-            each.close()
-
-    def abort_handshakes(self) -> None:
+    def abort(self) -> None:
         """Give up on those who are not secured yet."""
-        for task in tuple(self._handshakes):
+        for task in tuple(self._under_way):
             task.cancel()
-
-    def _resume(self) -> None:
-        self._pause = None
-        for each in self.sockets:
-            self._loop.add_reader(each.fileno(), self._accept, each)
-
-    def _rest(self) -> None:
-        for each in self.sockets:
-            if each.fileno() >= 0:
-                self._loop.remove_reader(each.fileno())
-
-    def _accept(self, listening: socket.socket) -> None:
-        for _ in range(MAX_ACCEPTS):
-            try:
-                accepted, address = listening.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if error.errno not in _EXHAUSTED:
-                    raise
-                log.warning("cannot accept clients for %g s: %s", ACCEPT_PAUSE, os.strerror(error.errno or 0))
-                self._rest()
-                self._pause = self._loop.call_later(ACCEPT_PAUSE, self._resume)
-                return
-            client = str(address[0]) if isinstance(address, tuple) else None
-            if not self._keeper.begin_handshake(client):
-                accepted.close()
-                continue
-            accepted.setblocking(False)  # noqa: FBT003 - as above
-            handshake = _Handshake(self._tls, self._keeper, client, self._loop.create_future())
-            task = self._loop.create_task(self._secure(accepted, handshake), name="TLS handshake")
-            self._handshakes.add(task)
-            # Not at the end of the task: one that is cancelled before it began has none.
-            task.add_done_callback(partial(self._ended, handshake))
 
     async def _secure(self, accepted: socket.socket, handshake: _Handshake) -> Objection | None:
         try:
@@ -127,7 +74,7 @@ class TlsServer:
         return await handshake.over
 
     def _ended(self, handshake: _Handshake, task: asyncio.Task[Objection | None]) -> None:
-        self._handshakes.discard(task)
+        self._under_way.discard(task)
         bug = None if task.cancelled() else task.exception()
         if bug is not None:
             log.error("a bug ended a TLS handshake", exc_info=bug)

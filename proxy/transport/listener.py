@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
-import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
 from proxy.cluster.address import Address
 from proxy.forwarding.forwarder import Forwarder
-from proxy.http2 import Limits, Outbox
+from proxy.http2 import EMPTY_SETTINGS, ErrorCode, Limits, Outbox, goaway_frame
+from proxy.transport.acceptor import Acceptor
 from proxy.transport.client_clock import ClientLimits
 from proxy.transport.client_sweeper import DRAIN_NOTICE, ClientSweeper
 from proxy.transport.containment import contained
 from proxy.transport.downstream import LAST_WORDS, DownstreamConnection
-from proxy.transport.handshake import Objection, TlsServer
+from proxy.transport.handshake import Handshakes, Objection
 from proxy.transport.reactor import Reactor
 from proxy.transport.settings import ListenerSettings
 from proxy.transport.tls import ServerTls
+
+log = logging.getLogger(__name__)
 
 METADATA_TOLERANCE: Final = 2
 """Up to twice the announced size or number of header fields, a call alone is refused; beyond, its connection ends."""
 BACKLOG: Final = 4096
 """Connections that the kernel accepts before we do; it caps this at net.core.somaxconn."""
+FAREWELL: Final = EMPTY_SETTINGS + goaway_frame(ErrorCode.ENHANCE_YOUR_CALM, "too many connections", last_stream_id=0)
+"""For clients in cleartext that get no connection at all."""
 
 
 class Listener:
@@ -54,7 +59,10 @@ class Listener:
         self._limits = limits_of_clients(settings)
         self._reactor = reactor
         self._outbox = outbox
-        self._servers: list[asyncio.Server | TlsServer] = []
+        self._acceptor: Acceptor | None = None
+        self._handshaker: Handshakes | None = None
+        self._arriving: set[asyncio.Task[object]] = set()
+        """Clients in cleartext that have been accepted, and have no connection yet."""
         self._empty = asyncio.Event()
         """There may be nobody left."""
         self._accepting = True
@@ -71,51 +79,58 @@ class Listener:
         """Take `address`, or sockets that have it already, as those of a unix socket must; clients are accepted from
         `serve` on. Returns the address, with the real port. Raises OSError if it cannot be had.
         """
-        loop = asyncio.get_running_loop()
-        create = partial(loop.create_server, backlog=BACKLOG, start_serving=False)
-        if address.path:
-            create_unix = partial(loop.create_unix_server, backlog=BACKLOG, start_serving=False)
-            if sys.version_info >= (3, 13):
-                create_unix = partial(create_unix, cleanup_socket=False)  # `SocketFile` sees to that
-            servers = [await create_unix(self.connection, sock=each) for each in inherited]
-        elif inherited:
-            servers = [await create(self.connection, sock=each) for each in inherited]
+        sockets = inherited or await _bound(address)
+        if self._tls is None:
+            self._acceptor = Acceptor(sockets, BACKLOG, self._connect, self._exhausted, FAREWELL)
         else:
-            servers = [await create(self.connection, address.host, address.port)]
-        tls = self._tls
-        self._servers = [*servers] if tls is None else [self._securing(tls, each) for each in servers]
+            self._handshaker = Handshakes(self._tls, self)
+            self._acceptor = Acceptor(sockets, BACKLOG, self._handshaker.begin, self._exhausted)
         if address.path:
             return address
-        host, port = self._servers[0].sockets[0].getsockname()[:2]
+        host, port = sockets[0].getsockname()[:2]
         return Address(host, port)
-
-    def _securing(self, tls: ServerTls, server: asyncio.Server) -> TlsServer:
-        """Takes the sockets of `server`, which has not served yet."""
-        sockets = [socket.socket(fileno=os.dup(each.fileno())) for each in server.sockets]
-        server.close()
-        return TlsServer(tls, sockets, BACKLOG, self)
 
     async def serve(self) -> None:
         """Accept clients. Raises OSError if somebody else took the port meanwhile."""
         self.sweeper.start()
-        for server in self._servers:
-            await server.start_serving()
+        if self._acceptor is not None:
+            self._acceptor.start()
 
     def stop_accepting(self) -> None:
         """Take no more connections; those that are here go on. May be called twice."""
         if self._accepting:
             self._accepting = False
-            for server in self._servers:
-                server.close()
+            if self._acceptor is not None:
+                self._acceptor.close()
 
     @property
     def sockets(self) -> list[int]:
         """The file descriptors that listen."""
-        return [each.fileno() for server in self._servers for each in server.sockets]
+        return [each.fileno() for each in self._acceptor.sockets] if self._acceptor is not None else []
 
     def connection(self) -> DownstreamConnection:
         """The protocol of a client that is about to be connected."""
         return DownstreamConnection(self._forwarder, self._limits, self._outbox, self._opened, self._closed)
+
+    def _exhausted(self, detail: str) -> None:
+        self._forwarder.watch.exceeded("file_descriptors", detail)
+
+    def _connect(self, client: socket.socket, _address: str | None) -> None:
+        """Give a client in cleartext its connection."""
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(loop.connect_accepted_socket(self.connection, client), name="new client")
+        self._arriving.add(task)
+        task.add_done_callback(partial(self._arrived, client))
+
+    def _arrived(self, client: socket.socket, task: asyncio.Task[object]) -> None:
+        self._arriving.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if task.cancelled() or error is not None:
+            client.close()
+        if error is not None:
+            level = logging.DEBUG if isinstance(error, OSError) else logging.ERROR
+            log.log(level, "a client got no connection", exc_info=error)
+        self._check_empty()
 
     # Handshakes: they count as connections.
 
@@ -163,8 +178,12 @@ class Listener:
                 del self._by_client[client]
 
     def _check_empty(self) -> None:
-        if not self.connections and not self._handshakes:
+        if not self._is_anybody_left():
             self._empty.set()
+
+    def _is_anybody_left(self) -> bool:
+        # A handshake that has ended may have become a connection.
+        return bool(self.connections or self._handshakes or self._arriving)
 
     def _opened(self, connection: DownstreamConnection) -> None:
         client = connection.client
@@ -186,6 +205,8 @@ class Listener:
         self.connections.remove(connection)
         self._uncount(connection.address)
         self._check_empty()
+        if self._acceptor is not None and self._accepting:
+            self._acceptor.go_on()
 
     async def drain(self, grace: float) -> int:
         """Take no more connections, then no more calls, and wait up to `grace` seconds for the running ones.
@@ -201,7 +222,7 @@ class Listener:
             self._reactor.call_later(grace, self._end_calls),
             self._reactor.call_later(grace + LAST_WORDS, self._abort),
         )
-        while self.connections or self._handshakes:  # a handshake that has ended may have become a connection
+        while self._is_anybody_left():
             self._empty.clear()
             await self._empty.wait()
         for timer in timers:
@@ -224,9 +245,17 @@ class Listener:
     def _abort(self) -> None:
         for connection in tuple(self.connections):
             connection.abort()
-        for server in self._servers:
-            if isinstance(server, TlsServer):
-                server.abort_handshakes()
+        if self._handshaker is not None:
+            self._handshaker.abort()
+
+
+async def _bound(address: Address) -> list[socket.socket]:
+    """Sockets for all that the host of `address` stands for. Raises OSError if it cannot be had."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(asyncio.Protocol, address.host, address.port, start_serving=False)
+    sockets = [socket.socket(fileno=os.dup(each.fileno())) for each in server.sockets]
+    server.close()
+    return sockets
 
 
 def limits_of_clients(settings: ListenerSettings) -> ClientLimits:
