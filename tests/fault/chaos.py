@@ -219,10 +219,10 @@ async def chaos(directory: Path, seconds: float, seed: int, rate: float, net: Ne
         admin: Table = {"address": "127.0.0.1:0"}
         text = config(cluster.addresses(), upstream=SOON, retry=GENEROUS, health=HEALTH, outlier=OUTLIER, admin=admin)
         proxy = await stack.enter_async_context(proxy_process(directory, text))
-        load = Load(proxy.address, CHATS, kinds=EVERY_KIND, workers=16, channels=4, rate=rate, delay_ms=3)
-        run = Chaos(seed, cluster, net, proxy, load)
-        stack.push_async_callback(load.close)
-        return await _run(run, seconds)
+        load = await stack.enter_async_context(
+            Load(proxy.address, CHATS, kinds=EVERY_KIND, workers=16, channels=4, rate=rate, delay_ms=3)
+        )
+        return await _run(Chaos(seed, cluster, net, proxy, load), seconds)
 
 
 async def _run(run: Chaos, seconds: float) -> list[str]:

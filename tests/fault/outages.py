@@ -30,7 +30,7 @@ from tests.support.fault import CHATS, GENEROUS, came_home, config, failed
 from tests.support.grpc_server import channel
 from tests.support.ledger import METHODS, ROUTES, Request
 from tests.support.ledger_cluster import LedgerCluster, LedgerServer, ledger_cluster
-from tests.support.ledger_load import DEADLINE, Absence, Load, Record, loaded, violations
+from tests.support.ledger_load import DEADLINE, Absence, Load, Record, violations
 from tests.support.polling import eventually
 from tests.support.proxy_process import ProxyProcess, Table, proxy_process
 
@@ -153,7 +153,7 @@ async def outages(directory: Path, how: str, times: int, *, rate: float | None =
         proxy = await stack.enter_async_context(proxy_process(directory, text))
         client = await stack.enter_async_context(channel(proxy.address))
         await client.channel_ready()
-        load = await stack.enter_async_context(loaded(proxy.address, CHATS, workers=32, rate=rate))
+        load = await stack.enter_async_context(Load(proxy.address, CHATS, workers=32, rate=rate))
         run = Outages(how, cluster, proxy, load, client)
         servers = list(cluster.servers.values())
         for turn in range(times):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.support.fault import CHATS, GENEROUS, came_home, config, failed
 from tests.support.ledger_cluster import ledger_cluster
-from tests.support.ledger_load import Absence, loaded, violations
+from tests.support.ledger_load import Absence, Load, violations
 from tests.support.proxy_process import Table, proxy_process
 
 HEALTH: Table = {"kind": "grpc_watch", "interval": 0.5, "unhealthy_interval": 0.2, "healthy_threshold": 1}
@@ -54,7 +54,7 @@ async def rolling(directory: Path, calls: int, *, least_restarts: int = 3, worke
         cluster = await stack.enter_async_context(ledger_cluster(directory))
         text = config(cluster.addresses(), health=HEALTH, retry=GENEROUS)
         proxy = await stack.enter_async_context(proxy_process(directory, text))
-        load = await stack.enter_async_context(loaded(proxy.address, CHATS, workers=workers))
+        load = await stack.enter_async_context(Load(proxy.address, CHATS, workers=workers))
         began = time.monotonic()
         restarts = 0
         absences = []

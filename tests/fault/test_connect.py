@@ -12,7 +12,7 @@ from tests.support.bad_server import BadCall, bad_server
 from tests.support.fault import CHATS, EVERY_KIND, SOON, config, failed, one_call
 from tests.support.grpc_server import closed_port
 from tests.support.ledger_cluster import ledger_cluster
-from tests.support.ledger_load import Absence, loaded, violations
+from tests.support.ledger_load import Absence, Load, violations
 from tests.support.proxy_process import proxy_process
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ async def test_no_call_fails_for_a_server_that_cannot_be_connected_to(tmp_path: 
         cluster = await stack.enter_async_context(ledger_cluster(tmp_path, "Server-A", "Server-C"))
         text = config({**cluster.addresses(), "Server-B": address}, upstream=IMPATIENT)
         proxy = await stack.enter_async_context(proxy_process(tmp_path, text))
-        async with loaded(proxy.address, CHATS, kinds=EVERY_KIND, workers=8) as load:
+        async with Load(proxy.address, CHATS, kinds=EVERY_KIND, workers=8) as load:
             await load.made(400)
             records = await load.stop()
         assert [record.details for record in failed(records)] == []

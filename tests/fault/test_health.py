@@ -13,7 +13,7 @@ import pytest
 from tests.support.bad_server import BadCall, bad_server
 from tests.support.fault import CHATS, came_home, config, failed, one_call
 from tests.support.ledger_cluster import IDS, ledger_cluster
-from tests.support.ledger_load import Absence, loaded, violations
+from tests.support.ledger_load import Absence, Load, violations
 from tests.support.polling import eventually
 from tests.support.proxy_process import ProxyProcess, Table, proxy_process
 
@@ -44,13 +44,13 @@ async def test_a_hang_is_found_out_in_time_and_failback_says_when_its_chats_come
         async with proxy_process(tmp_path, text) as proxy:
             chat = next(chat for chat in CHATS if proxy.owner(chat) == "Server-B")
             began = time.monotonic()
-            async with loaded(proxy.address, CHATS, workers=8) as hanging:
+            async with Load(proxy.address, CHATS, workers=8) as hanging:
                 await hanging.made(100)
                 cluster["Server-B"].signal(signal.SIGSTOP)
                 stopped = time.monotonic()
                 await eventually(lambda: "Server-B" in unhealthy(proxy), "the hang's being found out")
                 assert time.monotonic() - stopped < DETECTED + GENEROUSLY
-                async with loaded(proxy.address, CHATS, workers=4) as load:
+                async with Load(proxy.address, CHATS, workers=4) as load:
                     await load.made(100)
                     records = await load.stop()
                 displaced = (await one_call(proxy.address, chat)).servers
@@ -93,7 +93,7 @@ async def test_a_ping_that_nobody_answers_ends_the_calls_of_a_hanging_server(tmp
     ):
         began = time.monotonic()
         chats = [chat for chat in CHATS if proxy.owner(chat) == "Server-B"]
-        async with loaded(proxy.address, chats, workers=2) as load:
+        async with Load(proxy.address, chats, workers=2) as load:
             await eventually(lambda: len(load.records) == 2, "two calls under way")
             cluster["Server-B"].signal(signal.SIGSTOP)
             await load.made(8, 30.0)  # their deadline is 60 s away
@@ -109,7 +109,7 @@ async def test_a_drained_server_gets_no_new_calls_and_loses_none(tmp_path: Path)
         proxy_process(tmp_path, config(cluster.addresses(), health=CHECKS)) as proxy,
     ):
         began = time.monotonic()
-        async with loaded(proxy.address, CHATS, kinds=("once", "stream", "bidi"), workers=12, delay_ms=5) as load:
+        async with Load(proxy.address, CHATS, kinds=("once", "stream", "bidi"), workers=12, delay_ms=5) as load:
             await load.made(100)
             cluster["Server-B"].signal(signal.SIGTERM)
             assert await cluster["Server-B"].ended() == 0
@@ -169,7 +169,7 @@ async def test_calls_beyond_a_servers_limit_are_refused_at_once_and_move_no_chat
         text = config(cluster.addresses(), limits={"max_calls_per_endpoint": 4})
         async with proxy_process(tmp_path, text) as proxy:
             chat = proxy.key_of("Server-B")
-            async with loaded(proxy.address, [chat], workers=12) as load:
+            async with Load(proxy.address, [chat], workers=12) as load:
                 await eventually(lambda: load.ended >= 12, "the first answers")
                 records = await load.stop()
             refused = failed(records)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.fault import CHATS, EVERY_KIND, SOON, came_home, config, failed, one_call
 from tests.support.ledger_cluster import IDS, LedgerCluster
-from tests.support.ledger_load import Absence, Record, loaded, violations
+from tests.support.ledger_load import Absence, Load, Record, violations
 from tests.support.netns import Network, TunLink, VethLink, gateway, network
 from tests.support.polling import eventually
 from tests.support.proxy_process import ProxyProcess, Table, proxy_process
@@ -70,7 +70,7 @@ async def test_a_bad_network_costs_time_and_no_call(tmp_path: Path, effect: str)
             assert isinstance(link, TunLink)
             link.delay = 0.03 if effect != "loss" else 0.0
             link.loss = 0.03 if effect != "delay" else 0.0
-        async with loaded(made.address, CHATS, kinds=EVERY_KIND, workers=16) as load:
+        async with Load(made.address, CHATS, kinds=EVERY_KIND, workers=16) as load:
             await load.made(300)
             records = await load.stop()
         assert [record.details for record in failed(records)] == []
@@ -83,7 +83,7 @@ async def test_netem_loss_delay_and_reordering_cost_time_and_no_call(tmp_path: P
             link = made.link(server_id)
             assert isinstance(link, VethLink)
             link.netem("delay", "20ms", "10ms", "loss", "2%", "reorder", "10%")
-        async with loaded(made.address, CHATS, kinds=EVERY_KIND, workers=16) as load:
+        async with Load(made.address, CHATS, kinds=EVERY_KIND, workers=16) as load:
             await load.made(300)
             records = await load.stop()
         assert [record.details for record in failed(records)] == []
@@ -96,7 +96,7 @@ async def test_netem_loss_delay_and_reordering_cost_time_and_no_call(tmp_path: P
 async def test_a_server_behind_a_black_hole_is_passed_over_after_the_connect_timeout(tmp_path: Path) -> None:
     upstream: Table = {"connect_timeout": 0.5, "connect_backoff": 0.05, "max_connect_backoff": 0.2}
     async with lab(tmp_path, cut="Server-B", upstream=upstream) as made:
-        async with loaded(made.address, CHATS, kinds=EVERY_KIND, workers=8) as load:
+        async with Load(made.address, CHATS, kinds=EVERY_KIND, workers=8) as load:
             await load.made(200)
             records = await load.stop()
         assert [record.details for record in failed(records)] == []
@@ -115,7 +115,7 @@ async def test_a_server_behind_a_black_hole_is_passed_over_after_the_connect_tim
 
 async def test_a_short_partition_that_nobody_detects_delays_calls_and_loses_none(tmp_path: Path) -> None:
     async with lab(tmp_path) as made:
-        async with loaded(made.address, CHATS, kinds=EVERY_KIND, workers=12) as load:
+        async with Load(made.address, CHATS, kinds=EVERY_KIND, workers=12) as load:
             await load.made(100)
             made.link("Server-B").cut()
             await eventually(lambda: waiting_only_for("Server-B", load.records, made.proxy), "calls that wait")
@@ -129,7 +129,7 @@ async def test_a_short_partition_that_nobody_detects_delays_calls_and_loses_none
 async def test_connections_that_are_cut_cost_only_what_they_carried_and_move_no_chat_for_good(tmp_path: Path) -> None:
     async with lab(tmp_path) as made:
         absences = []
-        async with loaded(made.address, CHATS, kinds=EVERY_KIND, workers=12, delay_ms=2) as load:
+        async with Load(made.address, CHATS, kinds=EVERY_KIND, workers=12, delay_ms=2) as load:
             for server_id in IDS * 2:
                 await load.made(60)
                 before = time.monotonic()
@@ -149,12 +149,12 @@ async def test_a_partition_is_found_out_and_its_chats_are_served_elsewhere_until
     health: Table = {"kind": "grpc_watch", "interval": 0.3, "unhealthy_interval": 0.2, "timeout": 0.3}
     async with lab(tmp_path, health={**health, "unhealthy_threshold": 2, "healthy_threshold": 1}) as made:
         began = time.monotonic()
-        async with loaded(made.address, CHATS, workers=8) as waiting:
+        async with Load(made.address, CHATS, workers=8) as waiting:
             await waiting.made(100)
             made.link("Server-B").cut()
             await eventually(lambda: "is unhealthy" in made.proxy.log(), "the partition's being found out")
             assert time.monotonic() - began < 15.0
-            async with loaded(made.address, CHATS, kinds=EVERY_KIND, workers=8) as load:
+            async with Load(made.address, CHATS, kinds=EVERY_KIND, workers=8) as load:
                 await load.made(200)
                 records = await load.stop()
             made.link("Server-B").mend()
@@ -172,7 +172,7 @@ async def test_a_server_that_was_reset_behind_a_partition_loses_only_calls_that_
     """Its host restarts without a word; the proxy learns it from the first answer, a RST."""
     async with lab(tmp_path) as made:
         server = made.cluster["Server-B"]
-        async with loaded(made.address, CHATS, workers=12, delay_ms=2) as load:
+        async with Load(made.address, CHATS, workers=12, delay_ms=2) as load:
             await load.made(100)
             before = time.monotonic()
             made.link("Server-B").cut()
@@ -196,7 +196,7 @@ async def test_a_dead_peer_shows_by_bytes_that_nobody_acknowledges(tmp_path: Pat
     upstream: Table = {**SOON, "connect_timeout": 0.5, "tcp_user_timeout": 1.0}
     async with lab(tmp_path, upstream=upstream) as made:
         began = time.monotonic()
-        async with loaded(made.address, CHATS, workers=8) as load:
+        async with Load(made.address, CHATS, workers=8) as load:
             await load.made(100)
             made.link("Server-B").cut()
             await eventually(lambda: waiting_only_for("Server-B", load.records, made.proxy), "calls that wait")

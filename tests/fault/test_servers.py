@@ -15,7 +15,7 @@ import pytest
 from tests.support.fault import CHATS, EVERY_KIND, config, failed, one_call
 from tests.support.ledger import ROUTES
 from tests.support.ledger_cluster import IDS, ledger_cluster
-from tests.support.ledger_load import Absence, Record, loaded, outcome, violations
+from tests.support.ledger_load import Absence, Load, Record, outcome, violations
 from tests.support.polling import eventually
 from tests.support.proxy_process import ProxyProcess, proxy_process, toml
 
@@ -30,7 +30,7 @@ UNAVAILABLE = [grpc.StatusCode.UNAVAILABLE]
 
 async def test_sigkill_under_load_fails_only_calls_in_flight_at_that_server(tmp_path: Path) -> None:
     async with ledger_cluster(tmp_path) as cluster, proxy_process(tmp_path, config(cluster.addresses())) as proxy:
-        async with loaded(proxy.address, CHATS, kinds=EVERY_KIND, workers=24, delay_ms=20) as load:
+        async with Load(proxy.address, CHATS, kinds=EVERY_KIND, workers=24, delay_ms=20) as load:
             await load.made(300)
             before = time.monotonic()
             await cluster["Server-B"].kill()
@@ -58,7 +58,7 @@ async def test_with_default_settings_sigkill_fails_no_call_that_has_an_idempoten
     async with (
         ledger_cluster(tmp_path) as cluster,
         proxy_process(tmp_path, toml(cluster.addresses(), routes=ROUTES)) as proxy,
-        loaded(proxy.address, CHATS, kinds=("keyed",), workers=60, delay_ms=30) as load,
+        Load(proxy.address, CHATS, kinds=("keyed",), workers=60, delay_ms=30) as load,
     ):
         await load.made(300)
         before = time.monotonic()
@@ -84,7 +84,7 @@ async def test_calls_to_a_dead_servers_chats_succeed_elsewhere_at_once(tmp_path:
 async def test_each_server_killed_in_turn_and_restarted_on_its_port_has_its_chats_again(tmp_path: Path) -> None:
     absences = []
     async with ledger_cluster(tmp_path) as cluster, proxy_process(tmp_path, config(cluster.addresses())) as proxy:
-        async with loaded(proxy.address, CHATS, workers=8, rate=300) as load:
+        async with Load(proxy.address, CHATS, workers=8, rate=300) as load:
             for server in cluster.servers.values():
                 await load.made(50)
                 before = time.monotonic()
@@ -131,7 +131,7 @@ async def test_when_the_last_server_dies_calls_fail_fast_and_recover_with_the_fi
 async def test_a_hanging_server_keeps_its_calls_until_it_goes_on(tmp_path: Path) -> None:
     """Without anything that detects a hang, nothing is lost by one either."""
     async with ledger_cluster(tmp_path) as cluster, proxy_process(tmp_path, config(cluster.addresses())) as proxy:
-        async with loaded(proxy.address, CHATS, kinds=EVERY_KIND, workers=16, delay_ms=5) as load:
+        async with Load(proxy.address, CHATS, kinds=EVERY_KIND, workers=16, delay_ms=5) as load:
             await load.made(100)
             cluster["Server-B"].signal(signal.SIGSTOP)
             here = load.ended
@@ -150,7 +150,7 @@ def stuck(records: list[Record], proxy: ProxyProcess) -> bool:
 
 async def test_a_server_killed_while_it_hangs_fails_only_what_it_had(tmp_path: Path) -> None:
     async with ledger_cluster(tmp_path) as cluster, proxy_process(tmp_path, config(cluster.addresses())) as proxy:
-        async with loaded(proxy.address, CHATS, workers=16, delay_ms=5) as load:
+        async with Load(proxy.address, CHATS, workers=16, delay_ms=5) as load:
             await load.made(100)
             before = time.monotonic()
             cluster["Server-B"].signal(signal.SIGSTOP)
@@ -180,8 +180,8 @@ async def test_a_slow_server_slows_nobody_elses_calls(tmp_path: Path) -> None:
         async with proxy_process(tmp_path, config(cluster.addresses())) as proxy:
             mine = [chat for chat in CHATS if proxy.owner(chat) == "Server-B"]
             others = [chat for chat in CHATS if proxy.owner(chat) == "Server-A"]
-            async with loaded(proxy.address, mine, workers=20) as slow_load:
-                async with loaded(proxy.address, others, workers=4) as load:
+            async with Load(proxy.address, mine, workers=20) as slow_load:
+                async with Load(proxy.address, others, workers=4) as load:
                     await eventually(lambda: len(slow_load.records) == 20, "slow calls under way")
                     await load.made(500)
                     assert slow_load.ended <= 20, "500 calls took no longer than one slow one"
@@ -203,7 +203,7 @@ async def test_one_poisonous_chat_that_kills_whatever_serves_it_costs_the_others
         proxy_process(tmp_path, config(cluster.addresses())) as proxy,
     ):
         first, *rest = proxy.walk("poison")
-        async with loaded(proxy.address, CHATS, workers=8, rate=400) as load:
+        async with Load(proxy.address, CHATS, workers=8, rate=400) as load:
             await load.made(100)
             before = time.monotonic()
             record = await one_call(proxy.address, "poison")

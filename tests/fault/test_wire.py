@@ -21,7 +21,7 @@ from tests.support.fault import CHATS, config, failed, one_call
 from tests.support.grpc_server import channel
 from tests.support.ledger import KEYED, METHODS, ONCE, Ledger, Request
 from tests.support.ledger_cluster import IDS
-from tests.support.ledger_load import Absence, Record, loaded, violations
+from tests.support.ledger_load import Absence, Load, Record, violations
 from tests.support.messages import framed
 from tests.support.polling import eventually
 from tests.support.proxy_process import ProxyProcess, Table, proxy_process
@@ -167,7 +167,7 @@ def wrong(record: Record, faults: list[str]) -> str:
 
 async def test_with_any_fault_of_a_stream_every_call_has_the_tables_outcome(tmp_path: Path) -> None:
     async with bench(tmp_path, any_fault_of_a_stream) as (servers, proxy):
-        async with loaded(proxy.address, CHATS, workers=12) as load:
+        async with Load(proxy.address, CHATS, workers=12) as load:
             await load.made(1500)
             records = await load.stop()
         found = {
@@ -195,7 +195,7 @@ async def test_when_one_call_in_ten_is_refused_none_fails(tmp_path: Path) -> Non
             bench.answer(call)
 
     async with bench(tmp_path, refuse_some) as (servers, proxy):
-        async with loaded(proxy.address, CHATS, kinds=("once", "keyed", "stream"), workers=12) as load:
+        async with Load(proxy.address, CHATS, kinds=("once", "keyed", "stream"), workers=12) as load:
             await load.made(1000)
             records = await load.stop()
         assert [record.details for record in failed(records)] == []
@@ -245,7 +245,7 @@ async def test_an_abrupt_goaway_after_every_few_requests_fails_no_call_and_moves
         )
 
     async with bench(tmp_path, go_away) as (bench_, proxy):
-        async with loaded(proxy.address, CHATS, kinds=("once", "keyed", "stream"), workers=24) as load:
+        async with Load(proxy.address, CHATS, kinds=("once", "keyed", "stream"), workers=24) as load:
             await load.made(1500)
             records = await load.stop()
         assert [(record.kind, record.details) for record in failed(records)] == []
@@ -282,7 +282,7 @@ async def test_goaway_at_random_points_fails_no_call(tmp_path: Path, steps: int)
         return call.complete.is_set() and bool(bench.faults[Request.decode(call.message).call])
 
     async with bench(tmp_path, serve) as (servers, proxy):
-        async with loaded(proxy.address, CHATS, kinds=("once", "keyed", "stream"), workers=12) as load:
+        async with Load(proxy.address, CHATS, kinds=("once", "keyed", "stream"), workers=12) as load:
             await load.made(1500)
             records = await load.stop()
         assert [(record.kind, record.details) for record in failed(records)] == []
@@ -323,7 +323,7 @@ async def test_connections_lost_at_random_frames_cost_only_calls_that_may_have_r
             call.connection.abort()
 
     async with bench(tmp_path, lose) as (servers, proxy):
-        async with loaded(proxy.address, CHATS, kinds=("once", "keyed", "stream"), workers=12) as load:
+        async with Load(proxy.address, CHATS, kinds=("once", "keyed", "stream"), workers=12) as load:
             await load.made(1500)
             records = await load.stop()
         assert losses > 5
@@ -346,7 +346,7 @@ async def test_bytes_that_are_no_http2_end_only_the_calls_of_that_connection(tmp
             bench.answer(call)
 
     async with bench(tmp_path, blurt) as (servers, proxy):
-        async with loaded(proxy.address, CHATS, workers=6) as load:
+        async with Load(proxy.address, CHATS, workers=6) as load:
             await load.made(600)
             records = await load.stop()
         assert not garbage
@@ -411,7 +411,7 @@ async def test_a_server_that_gives_no_credit_holds_up_its_own_calls_only(tmp_pat
         body = Request(proxy.key_of("Server-B"), "x" * 1_000_000).encode()
         held = [client.unary_unary(ONCE)(body, timeout=3.0) for _ in range(20)]
         await eventually(lambda: len(miser.calls) == 20, "all calls at the miser")
-        async with loaded(proxy.address, [proxy.key_of("Server-A")], workers=4) as load:
+        async with Load(proxy.address, [proxy.key_of("Server-A")], workers=4) as load:
             await load.made(200)
             assert failed(await load.stop()) == []
         ends = await asyncio.gather(*(call.code() for call in held))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.support.ledger import ROUTES
-from tests.support.ledger_load import Load, Record, loaded
+from tests.support.ledger_load import Load, Record
 from tests.support.polling import eventually
 from tests.support.proxy_process import Table, toml
 
@@ -57,7 +57,7 @@ async def came_home(load: Load, owner: Callable[[str], str], server_id: str, pat
 
 async def one_call(address: str, chat: str, kind: str = "once", *, delay_ms: int = 0) -> Record:
     """A call by a client of its own."""
-    async with loaded(address, [chat], kinds=(kind,), workers=1, channels=1, rate=0.01, delay_ms=delay_ms) as load:
+    async with Load(address, [chat], kinds=(kind,), workers=1, channels=1, rate=0.01, delay_ms=delay_ms) as load:
         return await only_call(load)
 
 

@@ -6,9 +6,8 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import grpc
 import grpc.aio
@@ -58,7 +57,10 @@ class Record:
 
 
 class Load:
-    """Workers that make one call after the other until told to stop; each kind of call in turn."""
+    """Workers that make one call after the other until told to stop; each kind of call in turn.
+
+    As a context: what is still under way at its end is ended. `stop` it before to get all records.
+    """
 
     def __init__(
         self,
@@ -92,6 +94,12 @@ class Load:
             asyncio.get_running_loop().create_task(self._work(worker), name=f"load {worker}")
             for worker in range(workers)
         ]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     def _open(self) -> grpc.aio.Channel:
         options = [*CLIENT_OPTIONS, ("grpc.max_reconnect_backoff_ms", 500), ("grpc.initial_reconnect_backoff_ms", 100)]
@@ -202,35 +210,6 @@ async def _converse(channel: grpc.aio.Channel, record: Record, request: bytes) -
     finally:
         over = True
         turns.release()
-
-
-@asynccontextmanager
-async def loaded(
-    address: str,
-    chats: Sequence[str],
-    *,
-    kinds: Sequence[str] = ("once", "keyed"),
-    workers: int = 12,
-    channels: int = 3,
-    rate: float | None = None,
-    delay_ms: int = 0,
-    responses: int = 4,
-) -> AsyncIterator[Load]:
-    """A running load; see `Load`. Stop it by `stop` to get all records."""
-    load = Load(
-        address,
-        chats,
-        kinds=kinds,
-        workers=workers,
-        channels=channels,
-        rate=rate,
-        delay_ms=delay_ms,
-        responses=responses,
-    )
-    try:
-        yield load
-    finally:
-        await load.close()
 
 
 @dataclass(frozen=True, slots=True)
