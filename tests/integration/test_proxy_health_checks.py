@@ -21,12 +21,13 @@ from proxy.control.health import HealthChecker
 from proxy.control.settings import HealthSettings
 from tests.support.backend_server import backend_process
 from tests.support.grpc_server import channel, closed_port, echo_servers, server_of
+from tests.support.health_checks import OFTEN, at, becomes, checked
 from tests.support.polling import PATIENCE, eventually, settled
 from tests.support.proxy_process import addresses, proxy_process, toml
 from tests.support.raw_http2 import raw_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tests.support.grpc_server import Context, Script
@@ -42,8 +43,6 @@ NOT_SERVING = health_pb2.HealthCheckResponse(status="NOT_SERVING").SerializeToSt
 HEALTHY = chat_pb2.HealthResponse(healthy=True).SerializeToString()
 UNHEALTHY = chat_pb2.HealthResponse(healthy=False).SerializeToString()
 
-OFTEN: Table = {"interval": 0.05, "unhealthy_interval": 0.05, "timeout": PATIENCE, "startup_timeout": PATIENCE}
-"""A busy machine must not look like a server that hangs."""
 ONCE: Table = {**OFTEN, "interval": 3600.0}
 """While all is well only the first check and the watch can tell anything."""
 WATCHED: Table = {**ONCE, "kind": "grpc_watch"}
@@ -118,28 +117,12 @@ async def stock(*services: str) -> AsyncIterator[tuple[grpc.aio.Server, health.a
         await server.stop(None)
 
 
-@asynccontextmanager
-async def checked(port: int, *, on_success: Callable[[Endpoint], object] | None = None, **settings: Any) -> Any:
-    """An endpoint at that port, after its first check."""
-    endpoint = Endpoint("Server-A", Address("127.0.0.1", port))
-    checker = HealthChecker([endpoint], HealthSettings.model_validate(settings), on_success=on_success)
-    await checker.start()
-    try:
-        yield endpoint
-    finally:
-        await checker.stop()
-
-
-async def becomes(endpoint: Endpoint, *, available: bool) -> None:
-    await eventually(lambda: endpoint.available is available, f"available={available}, not {endpoint.reason!r},")
-
-
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [("auto", ONCE), ("grpc_watch", ONCE), ("auto", OFTEN), ("grpc_watch", OFTEN), ("grpc", OFTEN)],
 )
 async def test_a_server_that_says_not_serving_is_blocked_until_it_serves_again(kind: str, settings: Table) -> None:
-    async with stock() as (_, servicer, port), checked(port, kind=kind, **settings) as endpoint:
+    async with stock() as (_, servicer, port), checked(at(port), kind=kind, **settings) as endpoint:
         for _ in range(2):
             assert endpoint.available
             await servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -151,7 +134,7 @@ async def test_a_server_that_says_not_serving_is_blocked_until_it_serves_again(k
 
 @pytest.mark.parametrize("says_so", [True, False])
 async def test_the_graceful_stop_of_a_stock_server_does_not_wait_for_our_watch(*, says_so: bool) -> None:
-    async with stock() as (server, servicer, port), checked(port, **(ONCE if says_so else OFTEN)) as endpoint:
+    async with stock() as (server, servicer, port), checked(at(port), **(ONCE if says_so else OFTEN)) as endpoint:
         if says_so:
             await servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         async with asyncio.timeout(PATIENCE):
@@ -161,17 +144,17 @@ async def test_the_graceful_stop_of_a_stock_server_does_not_wait_for_our_watch(*
 
 async def test_the_health_of_one_service_is_not_that_of_the_server_as_a_whole() -> None:
     async with stock("chat.ChatService") as (_, servicer, port):
-        async with checked(port, kind="grpc", service="chat.ChatService", **OFTEN) as endpoint:
+        async with checked(at(port), kind="grpc", service="chat.ChatService") as endpoint:
             await servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
             assert endpoint.available
             await servicer.set("chat.ChatService", health_pb2.HealthCheckResponse.NOT_SERVING)
             await becomes(endpoint, available=False)
-        async with checked(port, service="no.Such", **ONCE) as endpoint:
+        async with checked(at(port), service="no.Such", **ONCE) as endpoint:
             assert endpoint.reason.startswith("health check failed: NOT_FOUND")
 
 
 async def test_a_server_of_the_original_system_is_asked_its_own_way_and_that_is_remembered() -> None:
-    async with scripted(CHAT=HEALTHY) as server, checked(server.port, **OFTEN) as endpoint:
+    async with scripted(CHAT=HEALTHY) as server, checked(at(server.port)) as endpoint:
         await eventually(lambda: server.asked[CHAT] > 5, "checks")
         assert endpoint.available
         assert server.asked[CHECK] == 1
@@ -184,7 +167,7 @@ async def test_a_server_of_the_original_system_is_asked_its_own_way_and_that_is_
 
 
 async def test_what_was_remembered_is_forgotten_when_the_server_was_away() -> None:
-    async with scripted(CHAT=HEALTHY) as server, checked(server.port, **OFTEN) as endpoint:
+    async with scripted(CHAT=HEALTHY) as server, checked(at(server.port)) as endpoint:
         await eventually(lambda: server.asked[CHAT] > 1, "checks")
         await server.stop()
         await becomes(endpoint, available=False)
@@ -209,7 +192,7 @@ async def test_what_was_remembered_is_forgotten_when_the_server_was_away() -> No
     ],
 )
 async def test_a_server_without_any_health_service_is_well_while_it_listens(answers: dict[str, Any]) -> None:
-    async with scripted(**answers) as server, checked(server.port, **OFTEN) as endpoint:
+    async with scripted(**answers) as server, checked(at(server.port)) as endpoint:
         assert endpoint.available
         assert (server.asked[CHECK], server.asked[CHAT]) == (1, 1)
         await server.stop()
@@ -233,29 +216,32 @@ async def test_a_server_without_any_health_service_is_well_while_it_listens(answ
     ],
 )
 async def test_what_is_not_a_good_answer_blocks_and_says_why(kind: str, answers: dict[str, Any], reason: str) -> None:
-    async with scripted(**answers) as server, checked(server.port, kind=kind, **ONCE) as endpoint:
+    async with scripted(**answers) as server, checked(at(server.port), kind=kind, **ONCE) as endpoint:
         assert endpoint.reason == reason
 
 
 async def test_tcp_is_content_with_a_port_that_accepts_and_auto_is_not() -> None:
     async with raw_server("Server-A", speaks=False) as mute:
-        async with checked(mute.port, kind="tcp", **OFTEN) as endpoint:
+        async with checked(at(mute.port), kind="tcp") as endpoint:
             assert endpoint.available
             await eventually(lambda: len(mute.connections) > 2, "checks")
-        async with checked(mute.port, **SHORT) as endpoint:
+        async with checked(at(mute.port), **SHORT) as endpoint:
             assert endpoint.reason.startswith("health check failed: ")
 
 
 @pytest.mark.parametrize("kind", ["auto", "grpc", "grpc_watch", "chat", "tcp"])
 async def test_when_nothing_listens_that_is_known_before_the_start_is_over(kind: str) -> None:
     with closed_port() as port:
-        async with checked(port, kind=kind, **{**ONCE, "startup_timeout": 3600}) as endpoint:
+        async with checked(at(port), kind=kind, **{**ONCE, "startup_timeout": 3600}) as endpoint:
             assert endpoint.reason.endswith("connection refused")
 
 
 @pytest.mark.parametrize("kind", ["auto", "grpc", "chat"])
 async def test_a_server_that_hangs_is_blocked_until_it_answers(kind: str) -> None:
-    async with scripted(CHECK=SERVING, CHAT=HEALTHY) as server, checked(server.port, kind=kind, **SHORT) as endpoint:
+    async with (
+        scripted(CHECK=SERVING, CHAT=HEALTHY) as server,
+        checked(at(server.port), kind=kind, **SHORT) as endpoint,
+    ):
         await becomes(endpoint, available=True)
         server.answers.update({CHECK: None, CHAT: None})
         await becomes(endpoint, available=False)
@@ -269,7 +255,7 @@ async def test_the_start_does_not_wait_longer_than_told_and_takes_the_unchecked_
 ) -> None:
     async with scripted(CHECK=None) as server:
         settings = {**OFTEN, "timeout": 3600, "startup_timeout": 0.05}
-        async with checked(server.port, kind="grpc", **settings) as endpoint:
+        async with checked(at(server.port), kind="grpc", **settings) as endpoint:
             assert endpoint.available
     assert "1 endpoints are not checked yet after 0.05 s" in caplog.text
 
@@ -293,7 +279,7 @@ async def test_every_passed_check_is_passed_on() -> None:
     passed: list[Endpoint] = []
     async with (
         scripted(CHECK=SERVING) as server,
-        checked(server.port, kind="grpc", on_success=passed.append, **OFTEN) as endpoint,
+        checked(at(server.port), kind="grpc", on_success=passed.append) as endpoint,
     ):
         await eventually(lambda: len(passed) > 3, "successes")
         assert set(passed) == {endpoint}
@@ -302,7 +288,7 @@ async def test_every_passed_check_is_passed_on() -> None:
 async def test_a_lost_watch_is_taken_up_again() -> None:
     async with scripted(CHECK=SERVING, WATCH=NOT_SERVING) as server:  # a unary answer ends the watch at once
         server.answers[WATCH] = SERVING
-        async with checked(server.port, **OFTEN) as endpoint:
+        async with checked(at(server.port)) as endpoint:
             await eventually(lambda: server.asked[WATCH] > 3, "watches")
             assert endpoint.available
 
@@ -310,7 +296,7 @@ async def test_a_lost_watch_is_taken_up_again() -> None:
 async def test_a_stopped_server_is_blocked_and_back_after_it_continues() -> None:
     async with (
         backend_process("--id", "Server-A") as (process, address),
-        checked(Address.parse(address).port, **{**SHORT, "timeout": 0.5}) as endpoint,
+        checked(at(Address.parse(address).port), **{**SHORT, "timeout": 0.5}) as endpoint,
     ):
         assert endpoint.available
         os.kill(process.pid, signal.SIGSTOP)

@@ -15,12 +15,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from proxy.cluster.address import Address
 from proxy.cluster.endpoint import Endpoint
-from proxy.control.health import HealthChecker
-from proxy.control.settings import HealthSettings
 from proxy.transport.settings import UpstreamTlsSettings
 from proxy.transport.tls import ClientTls
 from tests.support.grpc_server import channel, echo_servers, server_of
-from tests.support.polling import PATIENCE, eventually
+from tests.support.health_checks import OFTEN, at, becomes, checked
+from tests.support.polling import eventually
 from tests.support.proxy_process import Table, addresses, proxy_process, toml
 from tests.support.tls import Authority
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-OFTEN: Table = {"interval": 0.05, "unhealthy_interval": 0.05, "timeout": PATIENCE, "startup_timeout": PATIENCE}
 KINDS = ["auto", "grpc", "grpc_watch", "chat", "tcp"]
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -62,26 +60,6 @@ async def stock(
         yield port, servicer
     finally:
         await server.stop(None)
-
-
-@asynccontextmanager
-async def checked(endpoint: Endpoint, tls: ClientTls | None = None, **settings: Any) -> AsyncIterator[Endpoint]:
-    """The endpoint, after its first check."""
-    secured = {endpoint.id: tls.of(endpoint)} if tls is not None else {}
-    checker = HealthChecker([endpoint], HealthSettings.model_validate({**OFTEN, **settings}), secured=secured)
-    await checker.start()
-    try:
-        yield endpoint
-    finally:
-        await checker.stop()
-
-
-async def becomes(endpoint: Endpoint, *, available: bool) -> None:
-    await eventually(lambda: endpoint.available is available, f"available={available}, not {endpoint.reason!r},")
-
-
-def at(port: int, **options: Any) -> Endpoint:
-    return Endpoint("Server-A", Address("127.0.0.1", port), **options)
 
 
 def client_tls(ca: Authority, **settings: Any) -> ClientTls:
