@@ -12,6 +12,7 @@ import logging
 from collections import OrderedDict
 from functools import partial
 
+from proxy.backoff import doubled
 from proxy.cluster.endpoint import Cause, Endpoint
 from proxy.forwarding.offered import OfferedCall
 from proxy.forwarding.retry import Outcome
@@ -274,7 +275,7 @@ class UpstreamPool:
                 old.timers.append(self.reactor.call_later(delay, partial(self._rotate, old)))
             return
         settings = self.settings
-        ceiling = min(settings.max_connect_backoff, settings.connect_backoff * 2.0**self._failures)
+        ceiling = doubled(settings.connect_backoff, self._failures, settings.max_connect_backoff)
         # Half fixed, half jitter: full jitter may be zero, and the next call would pay for the connect again.
         delay = ceiling * (0.5 + self.reactor.random() / 2)
         self._failures += 1

@@ -14,6 +14,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final, Literal
 
+from proxy.backoff import doubled
 from proxy.cluster.address import Address
 from proxy.cluster.endpoint import Cause
 from proxy.errors import ConfigError
@@ -297,7 +298,7 @@ class Supervisor:
                 return
             if loop.time() - born_at >= OLD_AGE:
                 crashes = 0
-            pause = min(MAX_BACKOFF, BACKOFF * 2.0 ** (crashes - 1)) if crashes else 0.0
+            pause = doubled(BACKOFF, crashes - 1, MAX_BACKOFF) if crashes else 0.0
             crashes += 1
             self.replaced += 1
             when = f"in {pause:g} s" if pause else "at once"

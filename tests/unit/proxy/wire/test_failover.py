@@ -105,6 +105,17 @@ def test_the_back_off_grows_with_each_failure_up_to_its_ceiling() -> None:
     assert gaps == [0.75, 1.5, 3.0, 3.0, 3.0]  # x 0.75: half fixed, half jitter at 0.5
 
 
+def test_a_server_that_was_away_for_hours_is_connected_to_once_it_is_back() -> None:
+    world = World(endpoints=endpoints("A"), upstream={"connect_backoff": 1.0, "max_connect_backoff": 1.0}).start()
+    while len(world.connects) < 1_100:  # the 1,024th doubling is beyond what a float holds
+        world.advance(1.0)
+    world.echoing("A").advance(1.0)
+    client = world.client()
+    client.request(message("chat-005"))
+    world.run()
+    assert reached(world) == ["A"]
+
+
 def test_a_black_hole_fails_after_the_connect_timeout_and_the_call_moves_on() -> None:
     world = World(upstream={"connect_timeout": 2.0})
     owner, second, third = world.order("chat-005")
