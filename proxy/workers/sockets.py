@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,7 @@ def deal(inherited: Sequence[socket.socket], workers: int) -> list[list[socket.s
             elif shared:
                 mine.append(_bound(group[0].family, place))
             else:
-                mine.append(group[index % len(group)].dup())
+                mine.append(_duplicate(group[index % len(group)]))
     return sockets
 
 
@@ -73,6 +74,12 @@ def _socket(family: int, *, shared: bool) -> socket.socket:
     if family == socket.AF_INET6:
         made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as asyncio has it: IPv4 has its own
     return made
+
+
+def _duplicate(listening: socket.socket) -> socket.socket:
+    # Not `dup`, which would have it wait for clients, as sockets do that came from elsewhere: O_NONBLOCK holds for all
+    # that share the queue, so the event loop of the process that serves it still would stand.
+    return socket.socket(fileno=os.dup(listening.fileno()))
 
 
 def _bound(family: int, place: object) -> socket.socket:

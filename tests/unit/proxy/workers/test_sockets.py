@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -67,6 +68,14 @@ def test_a_single_processs_socket_is_shared() -> None:
         numbers = [each.fileno() for some in dealt for each in some]
         assert len(set(numbers)) == 3
         assert {each.getsockname() for some in dealt for each in some} == {single.getsockname()}
+
+
+def test_a_socket_that_comes_from_another_process_does_not_begin_to_wait_there() -> None:
+    """O_NONBLOCK holds for all who share it: the other's event loop would stand still at its next accept."""
+    with socket.create_server(("127.0.0.1", 0)) as served:
+        served.setblocking(False)
+        with socket.socket(fileno=os.dup(served.fileno())) as received, closing(ports.deal([received], 3)):
+            assert not os.get_blocking(served.fileno())
 
 
 def test_a_unix_socket_is_shared(tmp_path: Path) -> None:
