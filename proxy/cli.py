@@ -15,6 +15,7 @@ import os
 import sys
 from pathlib import Path
 
+from proxy import hangup
 from proxy.commands.operate import arguments as operate
 from proxy.errors import CommandError, ConfigError
 
@@ -71,6 +72,7 @@ def _run(arguments: argparse.Namespace) -> int:
     # Imports inside, see the module's docstring.
     # ruff: noqa: PLC0415
     if arguments.command == "serve":
+        hangup.note_from_now_on()  # what follows takes a good part of a second
         from proxy.commands.serve import serve
 
         return serve(arguments.config, take_over=arguments.takeover)

@@ -230,7 +230,8 @@ class DataPlane:
         return await self.listener.drain(self._settings.listener.drain_grace)
 
     def close(self) -> None:
-        """Close the connections to the endpoints at once."""
+        """Stop listening, and close the connections to the endpoints at once."""
+        self.listener.stop_accepting()
         self._deadlines.cancel()
         self._lag.stop()
         if self._tracer is not None:

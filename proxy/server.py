@@ -7,11 +7,12 @@ import contextlib
 import logging
 import resource
 import signal
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
 
-from proxy import memory
+from proxy import hangup, memory
 from proxy.admin import schema
 from proxy.admin.local import Carrying, LocalProxy, Pool
 from proxy.admin.logs import logging_as
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+
 
 class Proxy:
     """Control plane, admin server, and what carries the calls: a data plane on the same event loop that shares the
@@ -62,6 +65,8 @@ class Proxy:
             self.data = Supervisor(settings, cluster, self.control.detector, workers, self.control.tell)
             forwarder = pools = Overview(self.data, reactor.now)
         self.control.speak_to(self.data)
+        self._takeover: Takeover | None = None
+        """From the proxy before us; kept as long as we live, see there."""
         path = Address.parse(settings.listener.address).path
         self.socket_file = SocketFile(path) if path else None
         self.reloader = Reloader(config_file, settings, self.control.apply)
@@ -103,10 +108,25 @@ class Proxy:
     async def start(self, *, take_over: bool = False) -> Address:
         """Listen and connect to the endpoints. Returns the address listened on. Raises ConfigError if it is taken.
 
-        `take_over`: the port is asked of the proxy that has it, if there is one, which then ends.
+        `take_over`: the port is asked of the proxy that has it, if there is one, which then ends. A start that fails or
+        is cancelled ends as by `stop`, with the grace for calls that have come in already.
         """
         address = Address.parse(self.reloader.settings.listener.address)
-        takeover = await Takeover.begin(address) if take_over else None
+        takeover = self._takeover = await Takeover.begin(address) if take_over else None
+        try:
+            opened = await self._open(address, takeover)
+            if takeover is not None:
+                await takeover.confirm()
+                log.info("took over %s", opened)
+            await self._start_admin(patient=take_over)
+        except BaseException:
+            # Until it has heard that we are ready, the proxy before us has the port, and a socket's file.
+            await self.stop(replaced=takeover is not None and not takeover.confirmed)
+            raise
+        return opened
+
+    async def _open(self, address: Address, takeover: Takeover | None) -> Address:
+        """Accept clients."""
         try:
             sockets = takeover.sockets if takeover is not None else []
             if self.socket_file is not None:
@@ -117,21 +137,8 @@ class Proxy:
             self.data.start()
             await self.control.start()
             await self.data.serve()
-        except (OSError, ConfigError) as error:
-            await self.control.stop()
-            self.data.close()
-            await self.data.closed()
-            if takeover is not None:
-                takeover.close()
-            elif self.socket_file is not None:
-                self.socket_file.remove()
-            if isinstance(error, ConfigError):
-                raise
+        except OSError as error:
             raise ConfigError([f"listener.address: cannot listen on {address}: {reason(error)}"]) from error
-        if takeover is not None:
-            await takeover.confirm()
-            log.info("took over %s", opened)
-        await self._start_admin(patient=take_over)
         return opened
 
     def _take_socket_file(self, file: SocketFile, inherited: list[socket.socket]) -> list[socket.socket]:
@@ -146,7 +153,6 @@ class Proxy:
         try:
             await self.admin.start(patient=patient or not given)
         except OSError as error:
-            await self.stop()
             address = self.reloader.settings.admin.address
             raise ConfigError([f"admin.address: cannot listen on {address}: {reason(error)}"]) from error
 
@@ -164,26 +170,45 @@ class Proxy:
         await self.control.stop()
         self.data.close()
         await self.data.closed()
+        if self._takeover is not None:
+            self._takeover.close()
+        if cut_off:
+            log.warning("%d calls did not finish in time and were cut off", cut_off)
         return cut_off
 
 
 async def _run(settings: Settings, config_file: Path | None, *, take_over: bool) -> int:
     keep_freed_memory()
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop.set)
     proxy = Proxy(settings, AsyncioReactor(loop), config_file)
     loop.add_signal_handler(signal.SIGHUP, proxy.reloader.want)
-    address = await proxy.start(take_over=take_over)
-    configured = Address.parse(settings.listener.address)
+    if hangup.noted():
+        proxy.reloader.want()
+    starting = loop.create_task(proxy.start(take_over=take_over), name="start")
+    stop = asyncio.Event()
     replaced = False
+
+    def end() -> None:
+        _expect_a_second_signal(loop, proxy)
+        log.info("draining: running calls have %g s to finish", proxy.reloader.settings.listener.drain_grace)
+        stop.set()
+        starting.cancel()  # nothing happens once it is over
 
     def taken() -> None:
         nonlocal replaced
         replaced = True
-        stop.set()
+        end()
 
+    # Until here SIGTERM ends the process by its default action: there is nothing yet that would have to be ended well.
+    for signum in _ENDING:
+        loop.add_signal_handler(signum, end)
+    try:
+        address = await starting
+    except asyncio.CancelledError:
+        if stop.is_set():
+            return 0
+        raise
+    configured = Address.parse(settings.listener.address)
     handover = Handover(configured if configured.port else address, proxy.data.sockets, taken)
     handover.open()
     memory.settle()
@@ -193,13 +218,25 @@ async def _run(settings: Settings, config_file: Path | None, *, take_over: bool)
     await handover.close()
     reloading.cancel()
     await asyncio.gather(reloading, return_exceptions=True)
-    for signum in (signal.SIGTERM, signal.SIGINT):  # a second one ends the drain at once
-        loop.remove_signal_handler(signum)
-    log.info("draining: running calls have %g s to finish", proxy.reloader.settings.listener.drain_grace)
-    cut_off = await proxy.stop(replaced=replaced)
-    if cut_off:
-        log.warning("%d calls did not finish in time and were cut off", cut_off)
+    await proxy.stop(replaced=replaced)
     return 0
+
+
+def _expect_a_second_signal(loop: asyncio.AbstractEventLoop, proxy: Proxy) -> None:
+    """The next SIGTERM or SIGINT ends the drain at once, by the system's default action, which asks nothing of an event
+    loop that hangs; Python's for SIGINT, an exception, may be lost in a callback. Workers, which would go on by
+    themselves, are killed first.
+    """
+    for signum in _ENDING:
+        loop.remove_signal_handler(signum)
+        workers = proxy.data if isinstance(proxy.data, Supervisor) else None
+        signal.signal(signum, signal.SIG_DFL if workers is None else partial(_end_at_once, workers))
+
+
+def _end_at_once(workers: Supervisor, signum: int, _frame: object) -> None:
+    workers.kill()
+    signal.signal(signum, signal.SIG_DFL)
+    signal.raise_signal(signum)
 
 
 def _raise_file_limit() -> None:

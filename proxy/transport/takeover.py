@@ -10,13 +10,18 @@ reset those that wait in its own queue.
                                  <- the listening sockets
     gets ready, accepts, "ready" ->
                                  <- "bye": it has left the meeting point, and drains
+                                 <- or "late": it waits no longer, and goes on as before
 
-If the successor dies before it is ready, nothing has happened.
+If the successor dies before it is ready, nothing has happened; nor if it dies before "bye" reaches it: the running
+proxy then comes back to the meeting point. That it has died is seen by the end of the connection, which it keeps as
+long as it lives. Two proxies that both believe to have the port would share it for good, and no successor could replace
+both.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -27,6 +32,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from proxy.cluster.address import Address
+from proxy.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +43,9 @@ ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the running proxy has for each of its answers."""
 ACCEPT_PAUSE: Final = 1.0
 """Seconds to wait after a failure to accept, such as too many open files."""
+READY: Final = b"ready"
+BYE: Final = b"bye"
+LATE: Final = b"late"
 MAX_SOCKETS: Final = 250
 """The kernel passes 253 at a time."""
 
@@ -71,8 +80,13 @@ class Handover:
 
     def open(self) -> None:
         """Wait for successors from now on. Where that is not possible, says so in the log: the proxy works without."""
+        point = self._come_to_the_meeting_point()
+        if point is not None:
+            self._task = asyncio.get_running_loop().create_task(self._wait(point), name="takeover")
+
+    def _come_to_the_meeting_point(self) -> socket.socket | None:
         if not SUPPORTED:
-            return
+            return None
         point = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         point.setblocking(False)  # noqa: FBT003 - the standard library's
         try:
@@ -80,10 +94,10 @@ class Handover:
         except OSError as error:
             log.warning("no successor will be able to take over the port: %s", os.strerror(error.errno or 0))
             point.close()
-            return
+            return None
         point.listen(1)
         self._socket = point
-        self._task = asyncio.get_running_loop().create_task(self._wait(point), name="takeover")
+        return point
 
     async def close(self) -> None:
         """Wait for nobody any more. Nothing happens if it was not opened, or is closed."""
@@ -97,9 +111,9 @@ class Handover:
             self._socket.close()
             self._socket = None
 
-    async def _wait(self, point: socket.socket) -> None:
+    async def _wait(self, point: socket.socket | None) -> None:
         loop = asyncio.get_running_loop()
-        while True:
+        while point is not None:
             try:
                 peer, _ = await loop.sock_accept(point)
             except OSError as error:
@@ -107,80 +121,113 @@ class Handover:
                 await asyncio.sleep(ACCEPT_PAUSE)
                 continue
             with peer:
-                try:
-                    async with asyncio.timeout(READY_TIMEOUT):
-                        taken = await self._hand_over(peer)
-                    if taken:
-                        return
-                except TimeoutError:
-                    log.warning("a successor was not ready within %g s", READY_TIMEOUT)
-                except OSError as error:
-                    log.warning("a successor did not take over: %s", error)
+                peer.setblocking(False)  # noqa: FBT003 - the standard library's
+                if await self._hand_over(peer):
+                    log.info("a successor has taken over the port")
+                    self._on_taken()
+                    return
+            if self._socket is None:  # left for a successor that is no more
+                point = self._come_to_the_meeting_point()
 
     async def _hand_over(self, peer: socket.socket) -> bool:
-        peer.setblocking(False)  # noqa: FBT003 - the standard library's
-        if not may_be_trusted(peer):
-            return False
-        socket.send_fds(peer, [b"sockets"], self._sockets)
+        """Whether the process at the other end has the port now."""
         loop = asyncio.get_running_loop()
-        if await loop.sock_recv(peer, 16) != b"ready":
-            log.warning("a successor came and went without taking over")
+        try:
+            if not may_be_trusted(peer):
+                return False
+            socket.send_fds(peer, [b"sockets"], self._sockets)
+            async with asyncio.timeout(READY_TIMEOUT):
+                word = await loop.sock_recv(peer, 16)
+            if word != READY:
+                log.warning("a successor came and went without taking over")
+                return False
+            self._leave()
+            await loop.sock_sendall(peer, BYE)
+        except TimeoutError:
+            log.warning("a successor was not ready within %g s", READY_TIMEOUT)
+            with contextlib.suppress(OSError):
+                peer.send(LATE)
             return False
-        self._leave()
-        await loop.sock_sendall(peer, b"bye")
-        log.info("a successor has taken over the port")
-        self._on_taken()
+        except OSError as error:
+            log.warning("a successor did not take over: %s", error)
+            return False
         return True
 
 
 class Takeover:
-    """The successor's side: made by `begin`, ended by `confirm` or `close`."""
+    """The successor's side: made by `begin`, ended by `close`."""
 
-    def __init__(self, peer: socket.socket, sockets: list[socket.socket]) -> None:
+    def __init__(self, address: Address, peer: socket.socket) -> None:
+        self._address = address
         self._peer = peer
-        self.sockets = sockets
+        self.sockets: list[socket.socket] = []
         """They listen on the port already; their owner closes them."""
+        self.confirmed = False
+        """The port is ours."""
 
     @classmethod
     async def begin(cls, address: Address) -> Takeover | None:
         """Ask the proxy that listens on `address` for its sockets. None: there is none, or it does not answer."""
         if not SUPPORTED:
             return None
-        return await asyncio.get_running_loop().run_in_executor(None, cls._begin, address)
-
-    @classmethod
-    def _begin(cls, address: Address) -> Takeover | None:
         peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        peer.settimeout(ANSWER_TIMEOUT)
+        peer.setblocking(False)  # noqa: FBT003 - the standard library's
+        takeover = cls(address, peer)
         try:
-            peer.connect(meeting_point(address))
-            if not may_be_trusted(peer):
-                peer.close()
-                return None
-            greeting, descriptors, _, _ = socket.recv_fds(peer, 16, MAX_SOCKETS)
-        except OSError:
-            peer.close()
-            return None
-        sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
-        if greeting != b"sockets" or not sockets:
-            peer.close()
-            return None
-        return cls(peer, sockets)
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                if await takeover._ask():
+                    return takeover
+        except OSError:  # a timeout is one
+            pass
+        except asyncio.CancelledError:
+            takeover.close()
+            raise
+        takeover.close()
+        return None
+
+    async def _ask(self) -> bool:
+        """Whether the sockets are here."""
+        await asyncio.get_running_loop().sock_connect(self._peer, meeting_point(self._address))
+        if not may_be_trusted(self._peer):
+            return False
+        await _readable(self._peer)
+        greeting, descriptors, _, _ = socket.recv_fds(self._peer, 16, MAX_SOCKETS)
+        self.sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+        return greeting == b"sockets" and bool(self.sockets)
 
     async def confirm(self) -> None:
-        """We accept connections: the other proxy may go. Returns when it has left the meeting point."""
-        await asyncio.get_running_loop().run_in_executor(None, self._confirm)
-
-    def _confirm(self) -> None:
-        with self._peer as peer:
-            try:
-                peer.sendall(b"ready")
-                peer.recv(16)
-            except OSError as error:
-                log.warning("the proxy before us did not say goodbye: %s", error)
+        """We accept connections: the other proxy may go. Returns when it has left the meeting point, or is no more.
+        Raises ConfigError if it has waited too long and goes on: then we must not.
+        """
+        loop = asyncio.get_running_loop()
+        self.confirmed = True
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                with contextlib.suppress(OSError):  # it has gone away, and said why
+                    await loop.sock_sendall(self._peer, READY)
+                word = await loop.sock_recv(self._peer, 16)
+        except OSError as error:
+            log.warning("the proxy before us did not say goodbye: %s", str(error) or "it does not answer")
+            return
+        if word == LATE:
+            self.confirmed = False
+            why = f"the proxy that has {self._address} goes on: this one was not ready within {READY_TIMEOUT:g} s"
+            raise ConfigError([f"listener.address: {why}"])
+        self._peer.close()
 
     def close(self) -> None:
-        """Give up: the other proxy goes on as before."""
+        """Unless it was confirmed, the other proxy goes on as before. May be called twice."""
         self._peer.close()
         for each in self.sockets:
             each.close()
+
+
+async def _readable(peer: socket.socket) -> None:
+    """Returns when there is something to read."""
+    loop = asyncio.get_running_loop()
+    something = asyncio.Event()
+    loop.add_reader(peer, something.set)
+    try:
+        await something.wait()
+    finally:
+        loop.remove_reader(peer)

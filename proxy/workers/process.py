@@ -73,7 +73,11 @@ class WorkerProcess:
         return holder[0]
 
     async def ended(self) -> int:
-        """Its exit status, negative for a signal, once it has ended."""
+        """Its exit status, negative for a signal, once it has ended. Raises OSError: no file descriptor is left to see
+        its end by.
+        """
+        if (status := self._process.poll()) is not None:
+            return status
         loop = asyncio.get_running_loop()
         over = asyncio.Event()
         descriptor = os.pidfd_open(self.pid)
@@ -86,9 +90,17 @@ class WorkerProcess:
         return self._process.wait()
 
     def kill(self) -> None:
-        """End it at once. Nothing happens if it has ended."""
+        """End it at once; `ended` tells when it has. Nothing happens if it has ended. A signal handler may call it.
+
+        That is not waited for here: the kernel first takes back all that the process had, which takes a good part of a
+        second for gigabytes of memory, and the event loop would stand still.
+        """
         self._process.kill()
-        self._process.wait()  # does not last: nobody can refuse SIGKILL
+
+    async def killed(self) -> None:
+        """As `kill`, and returns when it has ended, which needs a thread, but no file descriptor."""
+        self.kill()
+        await asyncio.to_thread(self._process.wait)
 
     def __str__(self) -> str:
         return f"worker {self.number} (process {self.pid})"

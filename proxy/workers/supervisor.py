@@ -81,6 +81,8 @@ ASK_TIMEOUT: Final = 2.0
 """Seconds that a worker has to answer a question; those that do not are left out."""
 STOP_TIMEOUT: Final = 1.0
 """Seconds that the workers have to stop accepting, before they drain."""
+KILL_TIMEOUT: Final = 5.0
+"""Seconds that killed workers have to be gone. Nobody can refuse SIGKILL, but a disk or a driver may hold a process."""
 LAST_GRACE: Final = 5.0
 """Seconds beyond the grace of a drain after which workers are killed."""
 
@@ -196,11 +198,14 @@ class Supervisor:
         """
         self._draining.set()
         for worker in self.workers.values():
-            worker.channel.send(StopAccepting(), must=True)
+            if worker.admitted:
+                worker.channel.send(StopAccepting(), must=True)
+            else:
+                worker.kill()  # it has no clients, and would look up only when it has started
         ports.close(self._sockets)
         with contextlib.suppress(TimeoutError):  # one that hangs accepts nobody
             async with asyncio.timeout(STOP_TIMEOUT):
-                while not all(worker.stopped for worker in self.workers.values()):
+                while not all(worker.stopped for worker in self.workers.values() if worker.admitted):
                     self._changed.clear()
                     await self._changed.wait()
         for worker in self.workers.values():
@@ -217,14 +222,21 @@ class Supervisor:
             self._exchanging.cancel()
         ports.close(self._sockets)
         for worker in self.workers.values():
-            if self._serving:
+            if worker.admitted:
                 log.warning("%s did not end in time and is killed", worker)
+        self.kill()
+
+    def kill(self) -> None:
+        """End every worker at once. May be called by a signal handler."""
+        for worker in tuple(self.workers.values()):
             worker.kill()
-        for keeper in self._keepers:
-            keeper.cancel()
 
     async def closed(self) -> None:
-        """Returns after `close` when nothing of it is left."""
+        """Returns after `close` when nothing of it is left, or should be."""
+        if self._keepers:
+            _, late = await asyncio.wait(self._keepers, timeout=KILL_TIMEOUT)
+            for keeper in late:
+                keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
 
     # What the operator asks.
@@ -317,11 +329,11 @@ class Supervisor:
         worker.seen_at = asyncio.get_running_loop().time()
         self.workers[number] = worker
         if self._draining.is_set():  # since it was started
-            worker.channel.send(Drain(), must=True)
+            worker.kill()
         try:
             status = await self._accompany(worker)
         except OSError as error:  # no file descriptor is left to see its end by
-            worker.kill()
+            await worker.killed()
             return f"{worker} could not be watched ({error.strerror})"
         finally:
             del self.workers[number]

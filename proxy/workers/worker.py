@@ -1,6 +1,7 @@
 """One worker: a data plane that does as the parent says, and tells it what it sees.
 
-It lives no longer than its parent: when the parent is gone it drains, and ends at once if it is draining already.
+It lives no longer than its parent: when the parent is gone it drains, and ends at once if the parent had told it to
+already, or if it is told to by a signal.
 """
 
 from __future__ import annotations
@@ -94,6 +95,8 @@ class Worker:
         self._looking: asyncio.TimerHandle | None = None
         self._told = Load({}, 0, {}, {}, {})
         self._told_at = 0.0
+        self._stopping = False
+        """The parent has begun to end all of us."""
         self._drain: asyncio.Task[None] | None = None
         self._first = first
 
@@ -106,7 +109,8 @@ class Worker:
         self._look()
         while (message := await self._channel.receive()) is not None:
             await self._do(message)
-        if self._drain is None:
+        _listen_to_signals()
+        if not self._stopping:
             log.warning("the parent is gone: draining")
             await self._begin_to_drain()
         for timer in (self._looking, self._telling):
@@ -149,9 +153,11 @@ class Worker:
             case Serve():
                 await self._serve()
             case StopAccepting():
+                self._stopping = True
                 self._data.listener.stop_accepting()
                 self._channel.send(Stopped(), must=True)
             case Drain():
+                self._stopping = True
                 self._begin_to_drain()
             case _:
                 log.error("the parent said something that is not for us: %s", type(message).__name__)
@@ -285,6 +291,12 @@ async def _run(name: str, control: int, listening: Sequence[int]) -> int:
     with logging_as(first.settings.log, name):
         await Worker(channel, first, [socket.socket(fileno=each) for each in listening]).run()
     return 0
+
+
+def _listen_to_signals() -> None:
+    """Without a parent, who else should end us before the grace is over."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def main(arguments: Sequence[str]) -> int:

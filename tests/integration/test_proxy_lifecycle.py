@@ -134,7 +134,8 @@ async def test_a_stream_that_never_ends_is_cut_off_at_the_end_of_the_grace(gated
         await eventually(lambda: gated.server.calls[0].cancelled, "the cancellation at the server")
 
 
-async def test_a_second_signal_ends_the_drain_at_once(gated: Gated, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_second_signal_ends_the_drain_at_once(gated: Gated, tmp_path: Path, number: signal.Signals) -> None:
     config = toml(addresses(gated.server), listener={"drain_grace": 3600})
     async with AsyncExitStack() as stack:
         process = proxy_process(tmp_path, config)
@@ -143,10 +144,10 @@ async def test_a_second_signal_ends_the_drain_at_once(gated: Gated, tmp_path: Pa
         call = client.stream_stream(GATED)()
         await call.write(b"never answered")
         await gated.inside(1)
-        proxy.signal(signal.SIGTERM)
+        proxy.signal(number)
         await eventually(lambda: "draining" in proxy.log(), "the drain")
-        proxy.signal(signal.SIGTERM)
-        assert await proxy.ended() != 0
+        proxy.signal(number)
+        assert await proxy.ended() == -number
         proxy.check()
 
 

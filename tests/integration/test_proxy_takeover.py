@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,7 @@ import pytest
 
 from proxy.cluster.address import Address
 from proxy.transport import takeover
-from proxy.transport.takeover import Handover, Takeover, meeting_point
+from proxy.transport.takeover import READY, Handover, Takeover, meeting_point
 from tests.support.grpc_server import channel, echo_servers
 from tests.support.polling import eventually
 from tests.support.proxy_process import addresses, proxy_process, toml
@@ -90,6 +92,22 @@ async def test_a_successor_that_dies_before_it_is_ready_changes_nothing(tmp_path
         assert begun is not None
         begun.close()
         await eventually(lambda: "without taking over" in proxy.log(), "its being noticed")
+        async with channel(proxy.address) as client:
+            assert await client.unary_unary(UNARY)(b"body") == b"body"
+        begun = await Takeover.begin(Address.parse(proxy.address))
+        assert begun is not None, "it waits for the next one"
+        begun.close()
+
+
+async def test_a_successor_that_dies_before_it_hears_goodbye_changes_nothing(tmp_path: Path) -> None:
+    async with echo_servers("Server-A") as servers, proxy_process(tmp_path, toml(addresses(*servers))) as proxy:
+        begun = await Takeover.begin(Address.parse(proxy.address))
+        assert begun is not None
+        os.kill(proxy.pid, signal.SIGSTOP)
+        begun._peer.send(READY)
+        begun.close()
+        os.kill(proxy.pid, signal.SIGCONT)
+        await eventually(lambda: "a successor did not take over: " in proxy.log(), "its being noticed")
         async with channel(proxy.address) as client:
             assert await client.unary_unary(UNARY)(b"body") == b"body"
         begun = await Takeover.begin(Address.parse(proxy.address))

@@ -8,7 +8,7 @@ import signal
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 import grpc.aio
@@ -33,12 +33,20 @@ UNARY = "/any.Service/Unary"
 GATED = "/any.Service/Gated"
 
 
+class Process(Protocol):
+    """Of a proxy."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+
+
 def config(*servers: EchoServer, workers: int = 2, **tables: Any) -> str:
     listener = {"workers": workers, **tables.pop("listener", {})}
     return toml(addresses(*servers), listener=listener, admin={"address": "127.0.0.1:0"}, **tables)
 
 
-def children(proxy: ProxyProcess) -> list[int]:
+def children(proxy: Process) -> list[int]:
     """The process ids of its workers."""
     found = []
     for file in Path(f"/proc/{proxy.pid}/task").glob("*/children"):

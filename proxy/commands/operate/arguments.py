@@ -7,8 +7,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proxy.commands.operate.where import Options, find
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -80,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Imports inside, see the module's docstring.
     # ruff: noqa: PLC0415
     from proxy.commands.operate.client import AdminClient
+    from proxy.commands.operate.where import Options, find
 
     options = Options(arguments.admin, arguments.token, arguments.token_file, arguments.config)
     client = AdminClient(*find(options))

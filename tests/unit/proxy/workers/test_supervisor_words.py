@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +17,19 @@ from proxy.cluster.outlier import OutlierDetector
 from proxy.forwarding.stats import StatsSnapshot
 from proxy.settings import Settings
 from proxy.workers import supervisor as module
-from proxy.workers.messages import VERSION, Answer, Applied, Ask, Configure, Drain, Hello, Numbers, Said, Serve
+from proxy.workers.messages import (
+    VERSION,
+    Answer,
+    Applied,
+    Ask,
+    Configure,
+    Drain,
+    Hello,
+    Numbers,
+    Said,
+    Serve,
+    StopAccepting,
+)
 from proxy.workers.process import WorkerProcess
 from proxy.workers.supervisor import Supervisor
 
@@ -52,11 +65,13 @@ class Process:
 
     def __init__(self) -> None:
         self.killed = False
+        self.waited: threading.Thread | None = None
 
     def kill(self) -> None:
         self.killed = True
 
     def wait(self) -> int:
+        self.waited = threading.current_thread()
         return -9
 
 
@@ -121,7 +136,7 @@ async def test_nobody_is_let_in_during_the_drain() -> None:
     assert not staff.ears[0].of(Serve)
 
 
-async def test_a_worker_that_was_being_started_when_the_drain_began_is_told_to_end(
+async def test_a_worker_that_was_being_started_when_the_drain_began_is_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     staff = Staff()
@@ -138,7 +153,8 @@ async def test_a_worker_that_was_being_started_when_the_drain_began_is_told_to_e
     monkeypatch.setattr(WorkerProcess, "start", start)
     monkeypatch.setattr(staff.parent, "_accompany", accompany)
     await staff.parent._have(0)
-    assert ears.heard == [Drain()]
+    assert not ears.heard
+    assert staff.processes[0].killed
 
 
 async def test_a_worker_whose_end_nobody_could_see_is_killed_to_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,8 +170,38 @@ async def test_a_worker_whose_end_nobody_could_see_is_killed_to_be_replaced(monk
     monkeypatch.setattr(WorkerProcess, "start", start)
     monkeypatch.setattr(staff.parent, "_accompany", accompany)
     assert "could not be watched (Too many open files)" in await staff.parent._have(0)
-    assert staff.processes[0].killed
+    process = staff.processes[0]
+    assert process.killed
+    assert process.waited not in (None, threading.main_thread()), "the event loop stood still until it was gone"
     assert not staff.parent.workers
+
+
+async def test_the_event_loop_does_not_wait_for_the_end_of_a_worker_that_is_killed() -> None:
+    staff = Staff()
+    staff.parent.kill()
+    assert staff.processes[0].killed
+    assert staff.processes[0].waited is None
+
+
+async def test_the_end_does_not_wait_for_ever_for_a_process_that_the_kernel_does_not_let_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    staff = Staff()
+    monkeypatch.setattr(module, "KILL_TIMEOUT", 0.01)
+    staff.parent._keepers.append(asyncio.get_running_loop().create_task(asyncio.Event().wait()))  # type: ignore[arg-type]
+    staff.parent.close()
+    await staff.parent.closed()
+    assert staff.processes[0].killed
+    assert staff.parent._keepers[0].cancelled()
+
+
+async def test_a_drain_asks_workers_that_serve_and_kills_those_that_do_not_yet() -> None:
+    staff = Staff(2)
+    serving = staff.ears[0]
+    serving.worker.admitted = serving.worker.stopped = True
+    assert await staff.parent.drain() == 0
+    assert serving.heard == [StopAccepting(), Drain()]
+    assert [process.killed for process in staff.processes] == [False, True]
 
 
 async def test_a_drain_does_not_wait_for_a_worker_that_is_to_be_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
