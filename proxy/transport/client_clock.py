@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from proxy.http2 import Limits
+from proxy.transport.progress import Progress
 
 
 class ClientLimits(NamedTuple):
@@ -15,12 +16,22 @@ class ClientLimits(NamedTuple):
     """Young streams that may be reset before their response: at once, and a second."""
 
 
+class Stall(NamedTuple):
+    """A call whose bytes wait for its client."""
+
+    sweeps: int
+    """Looks in a row at which not one of them had left, nor one of those that were on their way before them."""
+    queued: int
+    """How many waited at the last look."""
+    behind: int
+    """What `Progress.delivered` is once all has arrived that was on its way before them."""
+
+
 class ClientClock:
     """The times of one connection, in seconds of the reactor's clock; 0.0: not begun. `ClientSweeper` keeps them."""
 
     __slots__ = (
         "blocked_since",
-        "buffered",
         "expires_at",
         "fragments",
         "greeted_at",
@@ -30,6 +41,7 @@ class ClientClock:
         "old_sid",
         "opened_at",
         "pinged_at",
+        "progress",
         "window",
     )
 
@@ -53,6 +65,6 @@ class ClientClock:
         self.old_sid = 0
         """Streams up to this one were there at the last look but one."""
         self.blocked_since = 0.0
-        """The transport has taken nothing."""
-        self.buffered = 0
-        """What it held at the last look."""
+        """The transport holds bytes, and not one has arrived at the client."""
+        self.progress: Progress | None = None
+        """None: nothing waited for the client at the last look."""

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.grpc_wire.status import Status
 from proxy.http2 import ErrorCode
+from proxy.transport.client_clock import Stall
 from proxy.transport.containment import contained
 from proxy.transport.downstream import FRAME_PING
+from proxy.transport.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from proxy.forwarding.call import Call
     from proxy.forwarding.limits import LimitWatch
     from proxy.transport.downstream import DownstreamConnection
     from proxy.transport.reactor import Handle, Reactor
@@ -103,12 +106,15 @@ class ClientSweeper:
         if connection.fragments != connection.clock.fragments or connection.clock.pinged_at:
             self._look_for_fragments(connection, now)
         self._look_at_age(connection, now)
-        if connection.calls:
-            self._look_at_calls(connection)
-        if connection.paused:
-            self._look_at_transport(connection, now)
-        else:
+        waiting = self._look_at_calls(connection) if connection.calls else []
+        wire = connection.wire
+        buffered = wire is not None and wire.get_write_buffer_size() > 0
+        if waiting or buffered:
+            self._look_for_stalls(connection, waiting, now, buffered=buffered)
+        elif connection.clock.progress is not None:
+            connection.clock.progress = None
             connection.clock.blocked_since = 0.0
+            connection.stalled.clear()
 
     def _is_late_to_begin(self, connection: DownstreamConnection, now: float) -> bool:
         settings = self._settings
@@ -175,7 +181,8 @@ class ClientSweeper:
         connection.clock.noticed_at = now
         connection.start_drain()
 
-    def _look_at_calls(self, connection: DownstreamConnection) -> None:
+    def _look_at_calls(self, connection: DownstreamConnection) -> Iterable[Call]:
+        """Refuses those whose first message does not come. Returns those whose bytes wait for the client."""
         first_message_sweeps = self._first_message_sweeps
         waiting = dict.fromkeys(connection.owed)
         for call in tuple(connection.calls.values()):
@@ -186,22 +193,43 @@ class ClientSweeper:
                     call.refuse(Status.DEADLINE_EXCEEDED, "the first message did not come in time")
                 detail = f"no first message within {self._settings.first_message_timeout:g} s"
                 self._watch.exceeded("first_message_timeout", f"client {connection.client or 'unknown'}: {detail}")
-        before = connection.stalled
-        connection.stalled = {call: before.get(call, 0) + 1 for call in waiting}
-        for call in [call for call, sweeps in connection.stalled.items() if sweeps >= self._stall_sweeps]:
-            del connection.stalled[call]
-            detail = f"took not one byte of a call in {self._settings.stall_timeout:g} s"
-            self._watch.exceeded("stall_timeout", f"client {connection.client or 'unknown'}: {detail}")
+        return waiting
+
+    def _look_for_stalls(
+        self, connection: DownstreamConnection, waiting: Iterable[Call], now: float, *, buffered: bool
+    ) -> None:
+        """A client may be slow. It stalls when for `stall_timeout` not one byte arrives of what its transport holds; or
+        when, after all has arrived that was on its way before, not one leaves of a call that has some for it.
+        """
+        clock = connection.clock
+        progress = clock.progress
+        if progress is None:
+            progress = clock.progress = Progress()
+        moved = progress.look(connection)
+        if moved or not buffered:
+            clock.blocked_since = now
+        elif now - clock.blocked_since >= self._settings.stall_timeout:
+            self._stalls(connection, f"read nothing for {self._settings.stall_timeout:g} s")
+            connection.abort()
+            return
+        queued_of = connection.engine.queued_body_size
+        ahead = progress.delivered + progress.in_flight
+        stalled = {}
+        for call in waiting:
+            queued = queued_of(call.sid)
+            stall = connection.stalled.get(call)
+            if stall is None or queued < stall.queued:
+                stall = Stall(1, queued, ahead)
+            elif moved and progress.delivered < stall.behind:
+                stall = Stall(1, queued, stall.behind)
+            else:
+                stall = Stall(stall.sweeps + 1, queued, stall.behind)
+            stalled[call] = stall
+        connection.stalled = stalled
+        for call in [call for call, stall in stalled.items() if stall.sweeps >= self._stall_sweeps]:
+            del stalled[call]
+            self._stalls(connection, f"took not one byte of a call in {self._settings.stall_timeout:g} s")
             connection.drop(call)
 
-    def _look_at_transport(self, connection: DownstreamConnection, now: float) -> None:
-        clock = connection.clock
-        wire = connection.wire
-        buffered = wire.get_write_buffer_size() if wire is not None else 0
-        if not clock.blocked_since or buffered != clock.buffered:
-            clock.blocked_since = now
-            clock.buffered = buffered
-        elif now - clock.blocked_since >= self._settings.stall_timeout:
-            detail = f"read nothing for {self._settings.stall_timeout:g} s"
-            self._watch.exceeded("stall_timeout", f"client {connection.client or 'unknown'}: {detail}")
-            connection.abort()
+    def _stalls(self, connection: DownstreamConnection, detail: str) -> None:
+        self._watch.exceeded("stall_timeout", f"client {connection.client or 'unknown'}: {detail}")

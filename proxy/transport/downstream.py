@@ -33,7 +33,7 @@ from proxy.http2 import (
     goaway_frame,
     server_engine,
 )
-from proxy.transport.client_clock import ClientClock, ClientLimits
+from proxy.transport.client_clock import ClientClock, ClientLimits, Stall
 from proxy.transport.containment import contained
 
 log = logging.getLogger(__name__)
@@ -114,8 +114,8 @@ class DownstreamConnection(Http2Connection, asyncio.BufferedProtocol):
         self.settled = False
         """The client has acknowledged our SETTINGS."""
         self.clock = ClientClock()
-        self.stalled: dict[Call, int] = {}
-        """Calls whose bytes wait for the client -> at how many sweeps in a row not one had left."""
+        self.stalled: dict[Call, Stall] = {}
+        """Calls whose bytes wait for the client, of which not one has left since the last look."""
         self.kept = 0
         """Bytes of requests kept for its calls, in the larger replay buffers."""
         self.unreleased = 0

@@ -128,7 +128,7 @@ class ListenerSettings(BaseModel):
     """Seconds that a frame or a header block may take once its pieces trickle; then ENHANCE_YOUR_CALM."""
     stall_timeout: float = Field(default=300.0, gt=0, allow_inf_nan=False)
     """Seconds in which a client must take at least one of the bytes that wait for it, on every call; the call is reset
-    otherwise on both sides. A client that reads nothing at all loses its connection."""
+    otherwise on both sides. A client that reads nothing at all loses its connection. Who is slow does not stall."""
     idle_timeout: float = Field(default=3600.0, ge=0, allow_inf_nan=False)
     """Seconds without a call after which a client is asked to leave, by GOAWAY in two steps. 0: never."""
     max_connection_age: float = Field(default=0.0, ge=0, allow_inf_nan=False)

@@ -87,6 +87,15 @@ class MemoryTransport:
         self.stalled = False
         self.protocol.resume_writing()
 
+    def drain(self, amount: int) -> None:
+        """A line that stalls lets so many bytes through; with room in the buffer the protocol goes on."""
+        before = self.buffered()
+        data = b"".join(self.outgoing)
+        self.outgoing = deque([data[amount:]] if amount < before else [])
+        feed(self.peer.protocol, data[:amount])
+        if before > self.high_water // 4 >= self.buffered():
+            self.protocol.resume_writing()
+
     def close(self) -> None:
         if not self.closing:
             self.closing = True
