@@ -144,6 +144,7 @@ class DataPlane:
         self._lag.tell(told)
         told.add("districhat_workers", 1)
         told.add("districhat_workers_replaced_total", 0)
+        told.add("districhat_worker_reports_lost_total", 0)
         return told
 
     async def recent_keys(self) -> Collection[bytes]:

@@ -189,6 +189,13 @@ TABLE: Final = (
         (),
         "Workers that crashed, hung or could not be started, and were replaced.",
     ),
+    Row(
+        "districhat_worker_reports_lost_total",
+        "counter",
+        (),
+        "Ends of calls and moves of chats that workers could not report to the parent, as it did not keep up. Outlier "
+        "detection goes without them; the numbers of calls do not.",
+    ),
     Row("districhat_build_info", "gauge", ("version",), "1. The version of this program."),
 )
 

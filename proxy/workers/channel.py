@@ -33,7 +33,8 @@ class Channel(asyncio.Protocol):
         self._messages: deque[Message] = deque()
         self._something = asyncio.Event()
         self._lost = False
-        self._slow = False
+        self.slow = False
+        """The other side is behind: what is sent now is dropped."""
         self.dropped = 0
         """Messages that were dropped since it last caught up."""
 
@@ -65,11 +66,11 @@ class Channel(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The other side is slow."""
-        self._slow = True
+        self.slow = True
 
     def resume_writing(self) -> None:
         """It has caught up."""
-        self._slow = False
+        self.slow = False
         if self.dropped:
             self.dropped = 0
             if self._on_caught_up is not None:
@@ -86,7 +87,7 @@ class Channel(asyncio.Protocol):
         """Send, or drop if the other side is slow; not if it `must` arrive. To nobody if the other side has ended."""
         if self._transport is None or self._lost:
             return
-        if self._slow and not must:
+        if self.slow and not must:
             self.dropped += 1
             return
         data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)

@@ -41,7 +41,6 @@ from proxy.workers.messages import (
     Drain,
     Drained,
     Elsewhere,
-    Ended,
     Hello,
     Load,
     ManyMoved,
@@ -55,6 +54,7 @@ from proxy.workers.messages import (
     StopAccepting,
     Stopped,
 )
+from proxy.workers.reports import Reports
 from proxy.workers.shares import share
 
 if TYPE_CHECKING:
@@ -67,10 +67,6 @@ log = logging.getLogger(__name__)
 
 SIGN_OF_LIFE: Final = 1.0
 """Seconds after which the load is told in any case, changed or not."""
-SOON: Final = 0.01
-"""Seconds that reports of calls wait for more of them."""
-MAX_REPORTS: Final = 10_000
-"""Reports that wait; what goes beyond is not told."""
 
 
 class Worker:
@@ -83,15 +79,13 @@ class Worker:
         self._settings = first.settings
         self._workers = first.workers
         self._sockets = sockets
+        self._reports = Reports(channel, self._loop.call_later)
         self._cluster = Cluster(first.settings.endpoints, first.settings.ring, first.snapshot)
-        self._detector = ReportingDetector(first.settings.outlier, self._cluster, self._report)
-        self._displaced = SharedDisplacedChats(first.settings.failback, self._cluster.snapshot, self._move)
+        self._detector = ReportingDetector(first.settings.outlier, self._cluster, self._reports.ended)
+        self._displaced = SharedDisplacedChats(first.settings.failback, self._cluster.snapshot, self._reports.moved)
         reactor = AsyncioReactor(self._loop)
         self._data = DataPlane(first.settings, self._cluster, self._detector, reactor, self._displaced)
         self._elsewhere = Elsewhere({}, 0)
-        self._ended: list[tuple[str, str, bytes, float]] = []
-        self._moved: list[Moved] = []
-        self._telling: asyncio.TimerHandle | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._told = Load({}, 0, {}, {}, {})
         self._told_at = 0.0
@@ -113,9 +107,9 @@ class Worker:
         if not self._stopping:
             log.warning("the parent is gone: draining")
             await self._begin_to_drain()
-        for timer in (self._looking, self._telling):
-            if timer is not None:
-                timer.cancel()
+        self._reports.stop()
+        if self._looking is not None:
+            self._looking.cancel()
         drain = self._begin_to_drain()
         if not drain.done():
             log.warning("the parent is gone: running calls are cut off")
@@ -218,11 +212,13 @@ class Worker:
         value: Numbers | tuple[bytes, ...] | tuple[Kept, ...]
         if ask.what == "numbers":
             told = await self._data.numbers()
+            told.add("districhat_worker_reports_lost_total", self._reports.lost)
             value = Numbers(told.values, told.histograms)
         elif ask.what == "decisions":
             value = tuple(await self._data.decisions(ask.limit, ask.key))
         else:
             value = tuple(await self._data.recent_keys())
+        # Dropped if the parent is behind: it has given up waiting by then, and goes by the totals that it heard last.
         self._channel.send(Answer(ask.number, value))
 
     def _begin_to_drain(self) -> asyncio.Task[None]:
@@ -237,36 +233,13 @@ class Worker:
 
     # What the parent is told.
 
-    def _report(self, ended: tuple[str, str, bytes, float]) -> None:
-        if len(self._ended) < MAX_REPORTS:
-            self._ended.append(ended)
-            self._tell_soon()
-
-    def _move(self, moved: Moved) -> None:
-        if len(self._moved) < MAX_REPORTS:
-            self._moved.append(moved)
-            self._tell_soon()
-
-    def _tell_soon(self) -> None:
-        if self._telling is None:
-            self._telling = self._loop.call_later(SOON, self._tell)
-
-    def _tell(self) -> None:
-        self._telling = None
-        if self._ended:
-            self._channel.send(Ended(tuple(self._ended)))
-            self._ended.clear()
-        if self._moved:
-            self._channel.send(ManyMoved(tuple(self._moved)))
-            self._moved.clear()
-
     def _look(self) -> None:
         self._looking = self._loop.call_later(EXCHANGE, self._look)
         load = self._load()
         now = self._loop.time()
         if load != self._told or now - self._told_at >= SIGN_OF_LIFE:
             self._told, self._told_at = load, now
-            self._channel.send(load)
+            self._channel.send(load)  # if the parent is behind, it is dropped, and told again in a second
 
     def _load(self) -> Load:
         members = tuple(self._cluster.snapshot)

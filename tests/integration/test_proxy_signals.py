@@ -201,9 +201,9 @@ async def test_a_sighup_before_the_configuration_is_read_reloads_it_once_the_pro
     async with starting(tmp_path, config) as proxy:
         with written_to(await somebody_reads(config)) as write:
             proxy.process.send_signal(signal.SIGHUP)
+            config.unlink()
+            config.write_text(toml({"Server-A": "127.0.0.1:9"}, limits={"max_calls": 7}), encoding="utf-8")
             write(toml({"Server-A": "127.0.0.1:9"}))
-        with written_to(await somebody_reads(config)) as write:
-            write(toml({"Server-A": "127.0.0.1:9"}, limits={"max_calls": 7}))
         await eventually(lambda: "reloaded: 1 changes" in proxy.log(), "the reload")
         assert "limits.max_calls: 100000 -> 7" in proxy.log()
         proxy.process.terminate()
