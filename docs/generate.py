@@ -43,7 +43,8 @@ SETTINGS = """\
 
 Every key of the configuration with its default. Generated from the settings themselves; do not edit:
 `make docs`. `config/proxy.toml` shows the same as a file to start from, `districhat check` says what is wrong with
-yours. An environment variable is stronger than the file: `DISTRICHAT_LISTENER__ADDRESS` for `listener.address`.
+yours. An environment variable is stronger than the file: `DISTRICHAT_LISTENER__ADDRESS` for `listener.address`. Seconds
+are at least 0.001, or 0 where that has a meaning, and at most 31,536,000, a year.
 
 """
 

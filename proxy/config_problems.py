@@ -118,6 +118,8 @@ def _describe(detail: ErrorDetails, value: object, model: type[BaseModel]) -> st
         value = "a secret"  # what is printed ends up in logs
     if kind == "value_error":
         text = str(context["error"])
+        if isinstance(value, str) and len(value) > _MAX_SHOWN:
+            text = text.replace(repr(value), shown(value))
         # A validator of one value names it; one over a whole table has no single value to name.
         named = isinstance(value, Mapping | list) or shown(value) in text or repr(value) in text
         return text if named else f"{text}, got {shown(value)}"

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 ENV_PREFIX = "DISTRICHAT_"
 _DELIMITER = "__"
 _NOT_OURS = f"{ENV_PREFIX}BACKEND_"  # the reference server's variables
+_TOO_DEEP = "cannot be read: lists or tables are nested too deeply"
 
 
 class Settings(BaseModel):
@@ -92,10 +93,12 @@ def load_settings(path: Path | None, environ: Mapping[str, str] | None = None) -
     data = _merged(_read(path) if path is not None else {}, environment.values())
     try:
         # As JSON, because strict validation of Python objects would refuse dicts and lists where models and tuples
-        # are wanted. Dates, which TOML has and no setting takes, become lists, and so are refused wherever they stand.
+        # are wanted. Dates, which TOML has and no setting takes, become what none takes, either.
         text = json.dumps(data, default=_as_json)
         settings = Settings.model_validate_json(text, strict=True)
     except ValidationError as error:
+        if error.errors()[0]["type"] == "json_invalid":  # the only way in which what was dumped just now can be
+            raise ConfigError([f"{path or 'the environment'}: {_TOO_DEEP}"]) from error
         found = problems_of(error, Settings, data, environment.variables)
     else:
         found = {}
@@ -114,7 +117,7 @@ def _as_json(value: object) -> object:
     """Secrets and paths are what the environment's text was read as."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
-    return str(value) if isinstance(value, PurePath) else [str(value)]
+    return str(value) if isinstance(value, PurePath) else [[str(value)]]
 
 
 class _Schema(Settings, BaseSettings):
@@ -138,8 +141,11 @@ class _Environment(EnvSettingsSource):
         super().__init__(_Schema, env_prefix=ENV_PREFIX, env_nested_delimiter=_DELIMITER)
 
     def values(self) -> dict[str, object]:
-        """The settings it holds, nested like the file's."""
-        return self()
+        """The settings it holds, nested like the file's. Raises ConfigError for what cannot be held."""
+        try:
+            return self()
+        except RecursionError as error:
+            raise ConfigError([f"the environment: {_TOO_DEEP}"]) from error
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: object) -> object:
         """Keeps what is not JSON as it is, so that validation reports it with all else."""
@@ -178,7 +184,7 @@ def _is_unicode(value: str) -> bool:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a byte order mark
         return tomllib.loads(text)
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
@@ -194,6 +200,11 @@ def _read(path: Path) -> dict[str, object]:
         column = f" (column {place[2]})" if place and place[2] else ""
         reason = message[: place.start()] if place else message
         raise ConfigError([f"{path}:{line}: not valid TOML: {reason}{column}"]) from error
+    except RecursionError as error:
+        raise ConfigError([f"{path}: {_TOO_DEEP}"]) from error
+    except ValueError as error:
+        # Python reads no integer of more digits than this (sys.set_int_max_str_digits).
+        raise ConfigError([f"{path}: cannot be read: a number of thousands of digits"]) from error
 
 
 def _merged(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str, object]:

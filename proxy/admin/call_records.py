@@ -35,7 +35,7 @@ class DecisionSettings(BaseModel):
 
     kept: int = Field(default=1000, ge=0, le=100_000)
     """Recent calls that the admin API tells of, at about 1 KiB each. 0: none."""
-    sample: int = Field(default=100, ge=1)
+    sample: int = Field(default=100, ge=1, le=1_000_000_000)
     """One call in so many is kept. Calls that ask for an explanation always are."""
     chat_ids: Literal["hashed", "plain"] = "hashed"
     """How chats are named there and in the logs of calls. `hashed`: the same chat has the same hash (BLAKE2b, 64 bits)

@@ -16,6 +16,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from proxy.durations import SecondsOrZero
 from proxy.errors import ConfigError
 
 CALLS: Final = "districhat"
@@ -31,11 +32,11 @@ class LogSettings(BaseModel):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Of the service's own log, on stderr."""
-    access_sample: int = Field(default=0, ge=0)
+    access_sample: int = Field(default=0, ge=0, le=1_000_000_000)
     """One call in so many has a line in the access log, as JSON. 0: none; 1: every call, which makes each dearer."""
     access_file: str = ""
     """Where the access log goes; it is opened anew when it was moved away. Empty: stdout."""
-    slow_calls: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    slow_calls: SecondsOrZero = 0.0
     """Seconds after which a call has a line in the log of slow calls, as JSON on stderr. 0: none has."""
 
     @property
@@ -73,9 +74,9 @@ def logging_as(settings: LogSettings, process: str = "") -> Iterator[None]:
     if settings.access_file:
         try:
             writer = WatchedFileHandler(settings.access_file, encoding="utf-8")
-        except OSError as error:
-            why = (error.strerror or str(error)).lower()
-            raise ConfigError([f"log.access_file: cannot write {settings.access_file}: {why}"]) from error
+        except (OSError, ValueError) as error:  # the latter if the name holds a NUL
+            why = str(getattr(error, "strerror", None) or error).lower()
+            raise ConfigError([f"log.access_file: cannot write {settings.access_file!r}: {why}"]) from error
     slow_writer = logging.StreamHandler()
     access, slow = logging.getLogger(f"{CALLS}.access"), logging.getLogger(f"{CALLS}.slow")
     with _written_by_a_thread(access, writer), _written_by_a_thread(slow, slow_writer):

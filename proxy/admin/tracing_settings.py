@@ -7,6 +7,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from proxy.durations import SHORTEST
+
 
 class TracingSettings(BaseModel):
     """`[tracing]`: spans of calls, by OTLP over gRPC. Needs the extra: `pip install districhat[otel]`."""
@@ -15,12 +17,12 @@ class TracingSettings(BaseModel):
 
     endpoint: str = Field(default="", pattern=r"^(https?://[^/\s]+)?$")
     """The collector: `http://host:4317`, or `https://`. Empty: no spans. A traced call costs some 50 us more."""
-    sample: int = Field(default=0, ge=0)
+    sample: int = Field(default=0, ge=0, le=1_000_000_000)
     """One call in so many that bring no `traceparent` begins a trace. 0: none. A call with a sampled `traceparent`
     always has a span; which calls those are, its client decides."""
     service_name: str = Field(default="districhat", min_length=1)
     """What the proxy is called in traces."""
-    timeout: float = Field(default=5.0, gt=0, le=60)
+    timeout: float = Field(default=5.0, ge=SHORTEST, le=60)
     """Seconds that the collector gets to take a batch."""
 
     @model_validator(mode="after")

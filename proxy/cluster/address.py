@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Final, NamedTuple
 
 UNIX: Final = "unix:"
@@ -25,20 +26,47 @@ class Address(NamedTuple):
         if text.startswith(UNIX):
             return cls("", 0, _path(text.removeprefix(UNIX)))
         host, separator, port = text.rpartition(":")
-        if not separator or not host:
+        if not separator or not host or "/" in host:
             raise ValueError(f"expected host:port or unix:/path, got {text!r}")
+        if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65_535):
+            raise ValueError(f"the port must be a number from 0 to 65535, got {text!r}")
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
-        elif ":" in host:
-            raise ValueError(f"an IPv6 host needs brackets: [{host}]:{port}")
-        if not (port.isascii() and port.isdigit() and int(port) <= 65_535):
-            raise ValueError(f"the port must be a number from 0 to 65535, got {port!r}")
+            if not _is_ipv6(host):
+                raise ValueError(f"brackets are for an IPv6 host, got {text!r}")
+        elif _is_ipv6(host):
+            raise ValueError(f"an IPv6 host needs brackets: [{host}]:{port}, got {text!r}")
+        else:
+            check_host(host)
         return cls(host, int(port))
 
     def __str__(self) -> str:
         if self.path:
             return UNIX + self.path
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def check_host(name: str) -> str:
+    """The name itself, if it may be that of a host, or an IP address. Raises ValueError, saying what is wrong, for what
+    could never be resolved. `*` stands for all addresses of this machine.
+    """
+    if name == "*" or _is_ipv6(name):
+        return name
+    try:
+        name.encode("idna")  # what a look-up makes of it; knows the lengths of RFC 1035, 2.3.4, too
+    except UnicodeError as error:
+        raise ValueError(f"{name!r} is no name of a host: {error.__cause__ or error}") from error
+    if len(name) > 253 or not all(letter.isalnum() or letter in "-._" for letter in name):
+        raise ValueError(f"{name!r} is no name of a host: at most 253 letters, digits, '-', '.' and '_'")
+    return name
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _path(text: str) -> str:

@@ -21,6 +21,7 @@ from math import sqrt
 from pydantic import BaseModel, ConfigDict, Field
 
 from proxy.cluster.endpoint import Cause, Endpoint
+from proxy.durations import Seconds, SecondsOrZero
 
 MAX_SUSPECTS = 4096
 """Keys with a recent failure that are remembered; the oldest is forgotten first."""
@@ -37,23 +38,23 @@ class OutlierSettings(BaseModel):
     """Different keys that these failures must have had at least."""
     success_rate: bool = False
     """Also eject servers whose share of good calls is far below that of the others."""
-    success_rate_min_calls: int = Field(default=100, ge=1)
+    success_rate_min_calls: int = Field(default=100, ge=1, le=1_000_000_000)
     """Calls a server must have had in an interval to be compared."""
-    success_rate_min_servers: int = Field(default=3, ge=2)
+    success_rate_min_servers: int = Field(default=3, ge=2, le=1_000_000_000)
     """Servers that must have had so many calls for the comparison to mean anything."""
     success_rate_deviations: float = Field(default=1.9, gt=0, allow_inf_nan=False)
     """Standard deviations below the mean that eject (gRFC A50: stdev_factor 1900)."""
-    interval: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    interval: Seconds = 10.0
     """Seconds between two comparisons; also how often the memory of past ejections fades by one."""
-    base_ejection_time: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    base_ejection_time: Seconds = 30.0
     """Seconds of the first ejection; of the second twice as long, and so on."""
-    max_ejection_time: float = Field(default=300.0, gt=0, allow_inf_nan=False)
+    max_ejection_time: Seconds = 300.0
     """Seconds of an ejection at most."""
     checks_to_return: int = Field(default=2, ge=1, le=1000)
     """Active health checks an ejected server must pass to return before its time."""
     max_ejection_percent: float = Field(default=50.0, ge=0, le=100)
     """Servers that may be ejected at the same time, in percent of all. One is always left."""
-    quarantine_time: float = Field(default=30.0, ge=0, allow_inf_nan=False)
+    quarantine_time: SecondsOrZero = 30.0
     """Seconds that a key which failed on two servers in a row is answered UNAVAILABLE at once. 0: no quarantine."""
 
 

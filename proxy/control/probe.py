@@ -192,10 +192,14 @@ class Probe:
     @staticmethod
     def _words(error: grpc.aio.AioRpcError) -> str:
         """`UNAVAILABLE: connection refused`, of which C-core makes four times as much."""
-        cause = (error.details() or "no details").rpartition(": ")[2].rstrip("]").lower()
+        details = (error.details() or "no details").removesuffix(_CERTIFICATE_FINE)
+        cause = details.rpartition(": ")[2].rstrip("]").lower()
         text = f"{error.code().name}: {cause}"[:MAX_REASON]
         return "".join(character if character.isprintable() else " " for character in text)
 
+
+_CERTIFICATE_FINE: Final = ": Invalid certificate verification context: OK"
+"""What C-core adds to every failed handshake that failed for another reason than a certificate (1.85)."""
 
 _NONSENSE: Final = Answer(Sign.FAILED, "the answer makes no sense")
 

@@ -6,6 +6,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from proxy.durations import LONGEST, SHORTEST, SecondsOrZero
+
 Kind = Literal["auto", "grpc", "grpc_watch", "chat", "tcp", "off"]
 
 
@@ -31,13 +33,13 @@ class HealthSettings(BaseModel):
     """
     service: str = Field(default="", max_length=256)
     """The service that `grpc.health.v1` is asked about; empty: the server as a whole."""
-    interval: float = Field(default=2.0, ge=0.01, allow_inf_nan=False)
+    interval: float = Field(default=2.0, ge=0.01, le=LONGEST, allow_inf_nan=False)
     """Seconds between two checks of an endpoint. Each costs the proxy some 0.5 ms of CPU time."""
-    unhealthy_interval: float = Field(default=1.0, ge=0.01, allow_inf_nan=False)
+    unhealthy_interval: float = Field(default=1.0, ge=0.01, le=LONGEST, allow_inf_nan=False)
     """Seconds instead, while the endpoint is unhealthy or its last check failed."""
     interval_jitter_percent: float = Field(default=20.0, ge=0, le=50)
     """Each interval is shorter by up to this, by chance, so that the endpoints are not checked in step."""
-    timeout: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    timeout: float = Field(default=1.0, ge=SHORTEST, le=3600, allow_inf_nan=False)
     """Seconds a check may take, connecting included."""
     unhealthy_threshold: int = Field(default=3, ge=1, le=1000)
     """Failed checks in a row that make an endpoint unhealthy. One is enough if no check has passed yet, or if the
@@ -45,7 +47,7 @@ class HealthSettings(BaseModel):
     healthy_threshold: int = Field(default=2, ge=1, le=1000)
     """Passed checks in a row that make it healthy again. One is enough if none has passed before, or if the server had
     only said that it does not serve."""
-    startup_timeout: float = Field(default=2.0, ge=0, allow_inf_nan=False)
+    startup_timeout: SecondsOrZero = 2.0
     """Seconds the listener waits at most until every endpoint was checked once. Usually some milliseconds. Twice the
     timeout, so that a server that hangs has been found out; what is still unchecked then is taken for healthy."""
     max_concurrent_checks: int = Field(default=64, ge=1, le=10_000)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from proxy.cluster.endpoint import Endpoint
 from proxy.cluster.snapshot import ClusterSnapshot
+from proxy.durations import Seconds
 
 
 class FailbackSettings(BaseModel):
@@ -28,7 +29,7 @@ class FailbackSettings(BaseModel):
     mode: Literal["immediate", "idle", "never"] = "idle"
     """`immediate`: it goes home with its next call. `idle`: it stays until it has had no call for `idle_time`.
     `never`: it stays as long as the server that has it is available."""
-    idle_time: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    idle_time: Seconds = 60.0
     """Seconds."""
     max_chats: int = Field(default=100_000, ge=1, le=10_000_000)
     """Displaced chats remembered, at about 250 bytes each; beyond it, the longest idle ones go home."""

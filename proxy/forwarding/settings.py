@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from proxy.durations import Seconds
 from proxy.grpc_wire.fields import FieldPath
+
+MAX_BYTES: Final = 1 << 40
+"""The most that a limit of memory can say: a TiB."""
 
 
 class KeySource(BaseModel):
@@ -55,9 +59,9 @@ class RouteSettings(BaseModel):
     """Instead of a key: names the server itself by its id. Empty or unknown: any available one."""
     missing_key: Literal["least_loaded", "reject"] = "least_loaded"
     """A call without a key goes to the endpoint with the fewest calls, or fails with INVALID_ARGUMENT."""
-    timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    timeout: Seconds | None = None
     """Seconds a call may take in all; a shorter `grpc-timeout` of the client wins. None: no limit but the client's."""
-    per_try_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    per_try_timeout: Seconds | None = None
     """Seconds one server has to begin its response before the call is tried on the next one. Only for calls that may
     run again."""
     idempotent: bool = False
@@ -115,7 +119,7 @@ class RetrySettings(BaseModel):
     """Different endpoints a call is offered to, the owner included."""
     replay_buffer: int = Field(default=65_536, ge=0, le=16_777_216)
     """Bytes of a request kept so that it can be sent again; a longer one cannot move once it was sent."""
-    replay_buffer_total: int = Field(default=67_108_864, ge=0)
+    replay_buffer_total: int = Field(default=67_108_864, ge=0, le=MAX_BYTES)
     """Bytes of all requests kept so; beyond it, calls cannot move once they were sent."""
     budget_percent: float = Field(default=20.0, ge=0, le=100)
     """Calls under way that may be repeats, in percent of all calls under way."""
@@ -134,17 +138,17 @@ class LimitSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_calls: int = Field(default=100_000, ge=1)
+    max_calls: int = Field(default=100_000, ge=1, le=1_000_000_000)
     """Calls under way in this proxy; more fail with UNAVAILABLE."""
-    max_calls_per_endpoint: int = Field(default=10_000, ge=1)
+    max_calls_per_endpoint: int = Field(default=10_000, ge=1, le=1_000_000_000)
     """Calls that one server has or that wait for it; more fail with RESOURCE_EXHAUSTED: no chat moves for that."""
-    max_calls_per_chat: int = Field(default=0, ge=0)
+    max_calls_per_chat: int = Field(default=0, ge=0, le=1_000_000_000)
     """Calls under way with the same key; more fail with RESOURCE_EXHAUSTED. 0: no limit."""
-    max_buffered_per_connection: int = Field(default=33_554_432, ge=65_536)
+    max_buffered_per_connection: int = Field(default=33_554_432, ge=65_536, le=MAX_BYTES)
     """Bytes that may wait for one peer, client or server, which does not take them, and bytes of requests kept for the
     calls of one client. Beyond it the calls with most bytes end with RESOURCE_EXHAUSTED; a peer that reads nothing at
     all loses its connection."""
-    max_buffered: int = Field(default=268_435_456, ge=65_536)
+    max_buffered: int = Field(default=268_435_456, ge=65_536, le=MAX_BYTES)
     """Bytes that may wait for all peers together; beyond it the connection with most bytes loses calls."""
     pushback: float = Field(default=1.0, ge=0, le=3600)
     """Seconds that a refused client is told to wait before it tries again (`grpc-retry-pushback-ms`, gRFC A6)."""

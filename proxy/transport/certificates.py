@@ -74,6 +74,8 @@ def read_file(key: str, file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise _problem(key, file, f"cannot be read: {os.strerror(error.errno or 0).lower()}") from error
+    except ValueError as error:  # the name holds a NUL
+        raise _problem(key, file, f"cannot be read: {error}") from error
 
 
 def _certificates(key: str, file: Path, pem: bytes) -> list[x509.Certificate]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from proxy.cluster.address import Address
+from proxy.cluster.address import Address, check_host
+from proxy.durations import Seconds, SecondsOrZero
 
 TlsVersion = Literal["1.2", "1.3"]
+
+MAX_WORKERS: Final = 128
 
 
 class ListenerTlsSettings(BaseModel):
@@ -28,9 +31,9 @@ class ListenerTlsSettings(BaseModel):
     certificate of the CA will do."""
     min_version: TlsVersion = "1.2"
     """The oldest protocol that is spoken."""
-    handshake_timeout: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    handshake_timeout: Seconds = 10.0
     """Seconds that a client has from its connect to the end of its handshake."""
-    reload_interval: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    reload_interval: Seconds = 10.0
     """Seconds between two looks at the files. What has changed holds for new connections; none is dropped."""
 
     @model_validator(mode="after")
@@ -58,8 +61,13 @@ class UpstreamTlsSettings(BaseModel):
     in for the server's own name, which is then only told (SNI). Empty: the server's name is what counts."""
     min_version: TlsVersion = "1.2"
     """The oldest protocol that is spoken."""
-    reload_interval: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    reload_interval: Seconds = 10.0
     """Seconds between two looks at the files. What has changed holds for new connections; none is dropped."""
+
+    @field_validator("server_name")
+    @classmethod
+    def _is_a_host(cls, value: str | None) -> str | None:
+        return value if value is None else check_host(value)
 
     @model_validator(mode="after")
     def _a_certificate_has_a_key(self) -> Self:
@@ -79,7 +87,7 @@ class ListenerSettings(BaseModel):
     """Permissions of a unix socket, in octal: who may write to it may connect."""
     tls: ListenerTlsSettings | None = None
     """None: clients speak cleartext."""
-    workers: Annotated[int, Field(ge=1, le=128)] | Literal["auto"] = 1
+    workers: int | Literal["auto"] = 1
     """Processes that carry calls, or "auto": one for each core. With more than one, a further process decides about the
     servers. Limits of calls hold for all together, of connections, buffers and chats for each. Linux only."""
     max_connections: int = Field(default=10_000, ge=1, le=1_000_000)
@@ -99,7 +107,7 @@ class ListenerSettings(BaseModel):
     max_first_message: int = Field(default=4_194_304, ge=1024, le=268_435_456)
     """Bytes of a first message that are searched for the key, compressed or not. Larger messages pass if the key
     comes earlier."""
-    first_message_timeout: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    first_message_timeout: Seconds = 10.0
     """Seconds, or a quarter more, that the first message of a call may take where the route finds the key in it; later
     calls fail with DEADLINE_EXCEEDED."""
     max_premature_resets: int = Field(default=1_000, ge=1, le=1_000_000)
@@ -119,27 +127,35 @@ class ListenerSettings(BaseModel):
     """CONTINUATION frames of one header block; more end the connection."""
     max_settings_entries: int = Field(default=32, ge=8, le=1_000)
     """Entries of one SETTINGS frame; more end the connection."""
-    preface_timeout: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    preface_timeout: Seconds = 10.0
     """Seconds from the accept until the client's HTTP/2 preface and SETTINGS are here. Like the timeouts below, it is
     noticed up to a quarter of the shortest of them late."""
-    settings_timeout: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    settings_timeout: Seconds = 10.0
     """Seconds a client has to acknowledge our SETTINGS; then SETTINGS_TIMEOUT."""
-    frame_timeout: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    frame_timeout: Seconds = 10.0
     """Seconds that a frame or a header block may take once its pieces trickle; then ENHANCE_YOUR_CALM."""
-    stall_timeout: float = Field(default=300.0, gt=0, allow_inf_nan=False)
+    stall_timeout: Seconds = 300.0
     """Seconds in which a client must take at least one of the bytes that wait for it, on every call; the call is reset
     otherwise on both sides. A client that reads nothing at all loses its connection. Who is slow does not stall."""
-    idle_timeout: float = Field(default=3600.0, ge=0, allow_inf_nan=False)
+    idle_timeout: SecondsOrZero = 3600.0
     """Seconds without a call after which a client is asked to leave, by GOAWAY in two steps. 0: never."""
-    max_connection_age: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    max_connection_age: SecondsOrZero = 0.0
     """Seconds, 10 % more or less, after which a client is asked to connect afresh, by GOAWAY in two steps; its running
     calls finish. 0: never."""
-    max_connection_age_grace: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    max_connection_age_grace: SecondsOrZero = 0.0
     """Seconds that running calls then get before they end with UNAVAILABLE. 0: as long as they take."""
     health: Literal["own", "forward"] = "own"
     """Who answers `grpc.health.v1.Health` for the empty service name: the proxy for itself, or a server."""
-    drain_grace: float = Field(default=30.0, ge=0, allow_inf_nan=False)
+    drain_grace: SecondsOrZero = 30.0
     """Seconds that running calls get to finish after SIGTERM."""
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _is_a_number_or_auto(cls, value: object) -> object:
+        # Before the two types are tried, as each would have something to say about every mistake.
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_WORKERS):
+            return value
+        raise ValueError(f'must be a whole number from 1 to {MAX_WORKERS}, or "auto"')
 
     @field_validator("address")
     @classmethod
@@ -156,11 +172,11 @@ class UpstreamSettings(BaseModel):
     tls: UpstreamTlsSettings | None = None
     """None: cleartext."""
 
-    connect_timeout: float = Field(default=5.0, gt=0, allow_inf_nan=False)
+    connect_timeout: Seconds = 5.0
     """Seconds until the server's first SETTINGS must have arrived."""
-    connect_backoff: float = Field(default=0.25, gt=0, allow_inf_nan=False)
+    connect_backoff: Seconds = 0.25
     """Seconds an endpoint is passed over after a failed connect; doubled each time, with jitter."""
-    max_connect_backoff: float = Field(default=5.0, gt=0, allow_inf_nan=False)
+    max_connect_backoff: Seconds = 5.0
     """Seconds at most between two tries to connect."""
     max_connections: int = Field(default=4, ge=1, le=64)
     """Connections per endpoint. A second is opened only when the first is at the server's stream limit."""
@@ -173,15 +189,15 @@ class UpstreamSettings(BaseModel):
     max_waiting: int = Field(default=1024, ge=0, le=1_000_000)
     """Calls per endpoint that may wait for a connection or a free stream; more fail with RESOURCE_EXHAUSTED."""
 
-    keepalive_interval: float = Field(default=300.0, ge=0, allow_inf_nan=False)
+    keepalive_interval: SecondsOrZero = 300.0
     """Seconds between two PINGs on a connection with calls under way, 0: none. gRPC servers end the connection of a
     client that pings more often than every 5 minutes while they have nothing to say, unless they are told otherwise."""
-    keepalive_timeout: float = Field(default=20.0, gt=0, allow_inf_nan=False)
+    keepalive_timeout: Seconds = 20.0
     """Seconds the server has to answer a PING."""
-    tcp_user_timeout: float = Field(default=20.0, ge=0, allow_inf_nan=False)
+    tcp_user_timeout: SecondsOrZero = Field(default=20.0, le=86_400)
     """Seconds that bytes we sent may stay unacknowledged by the server's kernel before the connection counts as dead,
     0: as long as our kernel tries. Linux only."""
-    max_connection_age: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    max_connection_age: SecondsOrZero = 0.0
     """Seconds after which a connection is replaced, without disturbing its calls. 0: never."""
 
     @model_validator(mode="after")

@@ -98,6 +98,7 @@ async def test_a_server_that_is_not_who_it_should_be_is_not_healthy(ca: Authorit
 async def test_a_cleartext_server_is_not_healthy_where_tls_is_expected(ca: Authority, kind: str) -> None:
     async with stock("127.0.0.1:0") as (port, _), checked(at(port), client_tls(ca), kind=kind) as endpoint:
         assert endpoint.reason.startswith("health check failed: ")
+        assert endpoint.reason.lower().replace("_", " ").endswith("wrong version number")
 
 
 @pytest.mark.parametrize("kind", KINDS)

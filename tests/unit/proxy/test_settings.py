@@ -69,8 +69,29 @@ def route(text: str) -> str:
         ('[[endpoints]]\nid = "a"\naddress = "h"', "endpoints[0].address: expected host:port or unix:/path, got 'h'"),
         (
             '[[endpoints]]\nid = "a"\naddress = "h:65536"',
-            "endpoints[0].address: the port must be a number from 0 to 65535, got '65536'",
+            "endpoints[0].address: the port must be a number from 0 to 65535, got 'h:65536'",
         ),
+        (
+            '[[endpoints]]\nid = "a"\naddress = "http://h:1"',
+            "endpoints[0].address: expected host:port or unix:/path, got 'http://h:1'",
+        ),
+        (
+            '[[endpoints]]\nid = "a"\naddress = "h h:1"',
+            "endpoints[0].address: 'h h' is no name of a host: at most 253 letters, digits, '-', '.' and '_'",
+        ),
+        (
+            '[[endpoints]]\nid = "a"\naddress = "a..b:1"',
+            "endpoints[0].address: 'a..b' is no name of a host: label empty or too long",
+        ),
+        (
+            '[[endpoints]]\nid = "a"\naddress = "[h]:1"',
+            "endpoints[0].address: brackets are for an IPv6 host, got '[h]:1'",
+        ),
+        (
+            '[[endpoints]]\nid = "a\\nb"\naddress = "h:1"',
+            "endpoints[0].id: a name has no line breaks or other control characters, got 'a\\nb'",
+        ),
+        (ENDPOINT + 'server_name = "a b"', "endpoints[0].server_name: 'a b' is no name of a host"),
         ('[[endpoints]]\nid = "a"\naddress = "h:0"', "endpoints[0].address: a server needs its real port, got 'h:0'"),
         (ENDPOINT + "wieght = 2", "endpoints[0].wieght: unknown key; did you mean weight?"),
         (ENDPOINT + "colour = 2", "endpoints[0].colour: unknown key; the known ones are id, address, weight"),
@@ -81,6 +102,25 @@ def route(text: str) -> str:
         (ENDPOINT + "[ring]\nvirtual_nodes = 0", "ring.virtual_nodes: must be at least 1, got 0"),
         (ENDPOINT + '[ring]\nhash = "md5"', 'ring.hash: must be "murmur3" or "crc32", got "md5"'),
         ("listener = 5\n" + ENDPOINT, "listener: must be a table, got 5"),
+        ("listener = 2026-01-01\n" + ENDPOINT, "listener: must be a table, got 2026-01-01"),
+        (
+            ENDPOINT + "[listener]\nworkers = 0",
+            'listener.workers: must be a whole number from 1 to 128, or "auto", got 0',
+        ),
+        (
+            ENDPOINT + '[listener]\nworkers = "all"',
+            'listener.workers: must be a whole number from 1 to 128, or "auto", got "all"',
+        ),
+        (
+            ENDPOINT + "[upstream]\nconnect_timeout = 1e-300",
+            "upstream.connect_timeout: must be at least 0.001, got 1e-300",
+        ),
+        (ENDPOINT + "[upstream]\nconnect_timeout = nan", "upstream.connect_timeout: must be a finite number, got nan"),
+        (ENDPOINT + "[listener]\nidle_timeout = 1e300", "listener.idle_timeout: must be at most 31536000, got 1e+300"),
+        (
+            ENDPOINT + "[listener]\nidle_timeout = 1e-300",
+            "listener.idle_timeout: must be 0 or at least 0.001, got 1e-300",
+        ),
         (ENDPOINT + '[listener]\naddress = "::1:5"', "listener.address: an IPv6 host needs brackets: [::1]:5"),
         (route('method = "Chat"\nkey = { field = "1" }'), "routes[0].method: expected "),
         (route('method = "*"\nkey = { field = "a" }'), "routes[0].key.field: field path 'a' is not field numbers"),
@@ -155,6 +195,75 @@ def test_bad_toml_is_one_line_with_file_and_line_number(file, text, place, reaso
     [line] = problems(path)
     assert line.startswith(f"{path}:{place}: ")
     assert reason in line
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("x = " + "[" * 300 + "]" * 300, "lists or tables are nested too deeply"),
+        ("x = " + "{a = " * 5_000 + "1" + "}" * 5_000, "lists or tables are nested too deeply"),
+        ("x = " + "1" * 5_000, "a number of thousands of digits"),
+    ],
+)
+def test_a_file_beyond_what_can_be_held_is_one_line(file, text, reason):
+    path = file(text)
+    assert problems(path) == [f"{path}: cannot be read: {reason}"]
+
+
+def test_a_variable_beyond_what_can_be_held_is_one_line(file):
+    environ = {"DISTRICHAT_LISTENER__MAX_CONNECTIONS": "[" * 100_000}
+    assert problems(file(ENDPOINT), environ) == [
+        "the environment: cannot be read: lists or tables are nested too deeply"
+    ]
+
+
+def test_a_byte_order_mark_before_the_file_is_no_part_of_it(file):
+    assert load_settings(file(b"\xef\xbb\xbf" + ENDPOINT.encode()), {}) == load_settings(file(ENDPOINT), {})
+
+
+ODD_VALUES = ["0", "-1", "-0.0", "1", "65536", str(2**63), "9" * 30, "1e308", "-1e308", "1e-308", "nan", "-inf", "true"]
+ODD_VALUES += ['""', '"x"', r'"\u0000"', r'"\n"', '"' + "x" * 5_000 + '"', "[]", "{}", "[[1]]", "1979-05-27T07:32:00Z"]
+
+
+def refusals(path: Path) -> list[str]:
+    """The problems of a file; none if it is valid."""
+    try:
+        load_settings(path, {})
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+@pytest.mark.parametrize("value", ODD_VALUES, ids=lambda value: value[:20])
+def test_whatever_the_value_of_any_key_it_is_taken_or_refused_in_short_lines_that_begin_with_the_key(file, value):
+    for key in sorted(keys(Settings)):
+        section, _, name = key.partition(".")
+        if section in {"endpoints", "routes"}:
+            continue  # lists of tables: the rows above
+        for line in refusals(file(ENDPOINT + f"[{section}]\n{name} = {value}")):
+            assert line.startswith(section)
+            assert len(line) < 300
+            assert "\n" not in line
+
+
+SHARES = {
+    "listener.premature_resets_per_second",
+    "retry.budget_percent",
+    "retry.token_ratio",
+    "limits.pushback",
+    "outlier.success_rate_deviations",
+    "outlier.max_ejection_percent",
+    "health.interval_jitter_percent",
+}
+"""Settings that no timer is set by: they may be as small as they like."""
+
+
+def test_no_setting_is_too_small_for_a_timer_or_too_large_for_a_clock(file):
+    for key in sorted(keys(Settings)):
+        section, _, name = key.partition(".")
+        for value in ("1e308", "1e-308", "9" * 30):
+            if key not in SHARES:
+                assert refusals(file(ENDPOINT + f"[{section}]\n{name} = {value}"))
 
 
 def test_a_file_that_is_not_there_or_no_file_is_told_with_the_reason(tmp_path):

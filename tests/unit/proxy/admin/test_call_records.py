@@ -288,11 +288,12 @@ def test_lines_of_calls_are_written_to_the_file_by_the_end_of_the_block(tmp_path
 
 
 def test_a_file_that_cannot_be_written_is_a_mistake_with_its_key(tmp_path):
-    with (
-        pytest.raises(ConfigError, match=r"^log\.access_file: cannot write .*: is a directory"),
-        logging_as(LogSettings(access_file=str(tmp_path))),
-    ):
-        pass
+    for name, why in ((str(tmp_path), "is a directory"), ("a\0b", "embedded null byte")):
+        with (
+            pytest.raises(ConfigError, match=rf"^log\.access_file: cannot write .*: {why}"),
+            logging_as(LogSettings(access_file=name)),
+        ):
+            pass
 
 
 def test_a_reader_that_does_not_read_costs_lines_and_nothing_else():

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 from proxy.cluster.address import Address
 from proxy.cluster.endpoint import Endpoint
 from proxy.errors import ConfigError
+from proxy.transport.certificates import read_file
 from proxy.transport.settings import ListenerTlsSettings, UpstreamTlsSettings
 from proxy.transport.tls import ClientTls, ServerTls, Tls, names_of, speaks_http2
 from tests.support.tls import Authority, Certificate
@@ -122,6 +123,11 @@ def test_a_bad_file_is_one_line_with_its_key_and_its_path(
     (line,) = refused.value.problems
     assert line.startswith(f"listener.tls.{key}: {getattr(certificate, key)}: ")
     assert problem in line
+
+
+def test_a_file_name_that_no_file_can_have_is_a_problem_of_the_setting(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="^listener.tls.key: .*: cannot be read: embedded null byte"):
+        read_file("listener.tls.key", tmp_path / "a\0b")
 
 
 @pytest.mark.parametrize(
