@@ -126,7 +126,7 @@ def test_a_bad_file_is_one_line_with_its_key_and_its_path(
 
 
 def test_a_file_name_that_no_file_can_have_is_a_problem_of_the_setting(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="^listener.tls.key: .*: cannot be read: embedded null byte"):
+    with pytest.raises(ConfigError, match=r"^listener.tls.key: .*: cannot be read: embedded null byte"):
         read_file("listener.tls.key", tmp_path / "a\0b")
 
 
