@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from bench.peers.programs import bundled, first_line, installed
 from tests.conformance.memory import SETTINGS
 from tests.conformance.replays import CLIENT_STREAMS, SERVER_STREAMS, streams
-from tests.conformance.verdicts import frames, verdict
+from tests.conformance.verdicts import HEADERS, frames, verdict
 from tests.support.polling import eventually
 from tests.support.raw_http2 import raw_client
 
@@ -32,7 +32,6 @@ LANES = 16
 """Streams asked about at the same time."""
 QUIET = 0.7
 """Seconds without a byte after which a peer has no more to say."""
-HEADERS = 1
 
 _TYPES = "type.googleapis.com/envoy.extensions"
 _OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"

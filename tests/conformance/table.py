@@ -25,6 +25,8 @@ SUITES = {
     "replay of client streams, nghttp2": "recorded of h2spec and nghttp; whole and cut; judged as by Envoy or nghttpd",
     "replay of client streams, gRPC": "the corpus of C-core's server fuzzer, likewise",
     "replay of server streams, gRPC": "the corpus of C-core's client fuzzer, judged as by Envoy or nghttp",
+    "replay of client streams over TCP": "the same to a proxy process, whole and cut in two ways, beside good calls",
+    "replay of server streams over TCP": "likewise; every call of a grpcio client ends, and disturbs no other",
     "fuzzing": "a minute each of key extraction, a client's and a server's connection, begun from the replays",
 }
 """Every suite there is, with what it looks at."""

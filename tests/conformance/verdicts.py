@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+HEADERS: Final = 1
 RST_STREAM: Final = 3
 GOAWAY: Final = 7
 
