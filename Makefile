@@ -88,7 +88,7 @@ conformance-tools: $(TOOLS)/.tools  ## build and fetch what the conformance suit
 conformance: $(TOOLS)/.tools  ## all conformance suites; writes docs/conformance.md
 	@$(BIN)/python -m tests.conformance $(ARGS)
 
-conformance-peers: $(TOOLS)/.tools  ## ask Envoy and nghttp2 again what they make of the recorded streams
+conformance-peers: $(VENV)/.installed-conformance  ## ask Envoy, HAProxy, nghttp2, nginx again about the recorded streams
 	@$(BIN)/python -m tests.conformance.peers $(ARGS)
 
 FUZZ_SECONDS ?= 3600

@@ -11,14 +11,23 @@ from typing import TYPE_CHECKING, Self
 
 from hpack import Decoder, Encoder
 
+from tests.support.frames import (
+    ACK,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    PING,
+    PREFACE,
+    RST_STREAM,
+    SETTINGS,
+    frame,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 Fields = list[tuple[bytes, bytes]]
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
-END_STREAM, ACK, END_HEADERS, PADDED = 1, 1, 4, 8
 
 SECONDS = 0.8
 """How long a flood lasts."""
@@ -26,21 +35,6 @@ MAX_BYTES = 8 << 20
 """How much a flood sends."""
 PATIENCE = 20.0
 """Seconds to wait for what the proxy should say."""
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """RFC 9113, 4.1."""
-    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
-
-
-def number(value: int) -> bytes:
-    """A 32-bit payload."""
-    return value.to_bytes(4, "big")
-
-
-def setting(code: int, value: int) -> bytes:
-    """An entry of SETTINGS."""
-    return code.to_bytes(2, "big") + number(value)
 
 
 class Attacker:

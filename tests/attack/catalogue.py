@@ -7,7 +7,8 @@ import itertools
 import time
 from typing import TYPE_CHECKING
 
-from tests.attack.attacker import (
+from tests.attack.attacker import SECONDS, Attacker
+from tests.support.frames import (
     CONTINUATION,
     DATA,
     END_HEADERS,
@@ -20,10 +21,8 @@ from tests.attack.attacker import (
     PRIORITY,
     PUSH_PROMISE,
     RST_STREAM,
-    SECONDS,
     SETTINGS,
     WINDOW_UPDATE,
-    Attacker,
     frame,
     number,
     setting,

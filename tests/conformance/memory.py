@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tests.conformance.verdicts import verdict
+from tests.support.frames import EMPTY_SETTINGS
 from tests.support.wire import World, address_of, echo, endpoints, message
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 Cut = Callable[[bytes], Iterable[bytes]]
 
-SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 SMALL_RING = {"virtual_nodes": 1}
 """One server needs no more, and building the ring would take most of the time."""
 PATIENCE = 20.0
@@ -169,7 +169,7 @@ def replay_server(data: bytes, cut: Cut = whole, *, paced: bool = False, patienc
         world.servers[address_of("A")] = peer  # type: ignore[assignment]
         world.start()
         world.servers.clear()  # whatever becomes of this connection, there is no second one for now
-        peer.send(SETTINGS)
+        peer.send(EMPTY_SETTINGS)
         world.run()
         client = world.client()
         sid = client.request(message())

@@ -11,15 +11,31 @@ from collections.abc import Callable
 import hpack
 import pytest
 
-from tests.conformance.memory import SETTINGS, no_bugs, raw_client, replay_client, replay_server
+from tests.conformance.memory import no_bugs, raw_client, replay_client, replay_server
 from tests.conformance.table import Row
-from tests.conformance.verdicts import PREFACE
+from tests.support.frames import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    EMPTY_SETTINGS,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    PADDED,
+    PING,
+    PREFACE,
+    PRIORITY,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    frame,
+    literal_named,
+    number,
+    setting,
+)
 from tests.support.wire import World, message
-
-DATA, HEADERS, PRIORITY, RST, SETTINGS_FRAME, PUSH, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
-END_STREAM = ACK = 1
-END_HEADERS = 4
-PADDED = 8
 
 PROTOCOL = "GOAWAY PROTOCOL_ERROR"
 FRAME_SIZE = "GOAWAY FRAME_SIZE_ERROR"
@@ -41,24 +57,14 @@ OK = {":status": "200", "content-type": "application/grpc"}
 Fields = list[tuple[str, str]]
 
 
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """Any frame (RFC 9113, 4.1)."""
-    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
-
-
 def block(fields: Fields) -> bytes:
     """A header block of literals, so that none depends on another."""
     return hpack.Encoder().encode([hpack.NeverIndexedHeaderTuple(name, value) for name, value in fields])
 
 
-def setting(number: int, value: int) -> bytes:
+def settings(code: int, value: int) -> bytes:
     """SETTINGS with one entry."""
-    return frame(SETTINGS_FRAME, 0, 0, number.to_bytes(2, "big") + value.to_bytes(4, "big"))
-
-
-def number(value: int) -> bytes:
-    """32 bits."""
-    return value.to_bytes(4, "big")
+    return frame(SETTINGS, 0, 0, setting(code, value))
 
 
 def opened(stream: int = 1, *, end: bool = False) -> bytes:
@@ -86,20 +92,20 @@ def trailers(*fields: tuple[str, str], end: bool = True) -> bytes:
 
 EITHER_SIDE: dict[str, tuple[bytes, str]] = {
     "4.2 frame longer than MAX_FRAME_SIZE": (frame(DATA, 0, 1, bytes(16_385)), FRAME_SIZE),
-    "5.1 RST_STREAM on an idle stream": (frame(RST, 0, 101, number(8)), PROTOCOL),
+    "5.1 RST_STREAM on an idle stream": (frame(RST_STREAM, 0, 101, number(8)), PROTOCOL),
     "5.1 WINDOW_UPDATE on an idle stream": (frame(WINDOW_UPDATE, 0, 101, number(1)), PROTOCOL),
     "5.1 DATA on an idle stream": (frame(DATA, 0, 101, b"x"), PROTOCOL),
     "6.1 DATA on stream 0": (frame(DATA, 0, 0, b"x"), PROTOCOL),
     "6.2 HEADERS on stream 0": (frame(HEADERS, END_HEADERS, 0, block(list(GOOD.items()))), PROTOCOL),
-    "6.4 RST_STREAM on stream 0": (frame(RST, 0, 0, number(8)), PROTOCOL),
-    "6.4 RST_STREAM of another length than 4": (frame(RST, 0, 1, b"\0\0\0"), FRAME_SIZE),
-    "6.5 SETTINGS on a stream": (frame(SETTINGS_FRAME, 0, 1), PROTOCOL),
-    "6.5 SETTINGS ACK with a payload": (frame(SETTINGS_FRAME, ACK, 0, bytes(6)), FRAME_SIZE),
-    "6.5 SETTINGS of a length that is no multiple of 6": (frame(SETTINGS_FRAME, 0, 0, bytes(5)), FRAME_SIZE),
-    "6.5.2 ENABLE_PUSH other than 0 and 1": (setting(2, 2), PROTOCOL),
-    "6.5.2 INITIAL_WINDOW_SIZE above 2^31-1": (setting(4, 2**31), FLOW_CONTROL),
-    "6.5.2 MAX_FRAME_SIZE below 16,384": (setting(5, 16_383), PROTOCOL),
-    "6.5.2 MAX_FRAME_SIZE above 2^24-1": (setting(5, 2**24), PROTOCOL),
+    "6.4 RST_STREAM on stream 0": (frame(RST_STREAM, 0, 0, number(8)), PROTOCOL),
+    "6.4 RST_STREAM of another length than 4": (frame(RST_STREAM, 0, 1, b"\0\0\0"), FRAME_SIZE),
+    "6.5 SETTINGS on a stream": (frame(SETTINGS, 0, 1), PROTOCOL),
+    "6.5 SETTINGS ACK with a payload": (frame(SETTINGS, ACK, 0, bytes(6)), FRAME_SIZE),
+    "6.5 SETTINGS of a length that is no multiple of 6": (frame(SETTINGS, 0, 0, bytes(5)), FRAME_SIZE),
+    "6.5.2 ENABLE_PUSH other than 0 and 1": (settings(2, 2), PROTOCOL),
+    "6.5.2 INITIAL_WINDOW_SIZE above 2^31-1": (settings(4, 2**31), FLOW_CONTROL),
+    "6.5.2 MAX_FRAME_SIZE below 16,384": (settings(5, 16_383), PROTOCOL),
+    "6.5.2 MAX_FRAME_SIZE above 2^24-1": (settings(5, 2**24), PROTOCOL),
     "6.7 PING on a stream": (frame(PING, 0, 1, bytes(8)), PROTOCOL),
     "6.7 PING of another length than 8": (frame(PING, 0, 0, bytes(6)), FRAME_SIZE),
     "6.8 GOAWAY on a stream": (frame(GOAWAY, 0, 1, bytes(8)), PROTOCOL),
@@ -127,11 +133,11 @@ DOWNSTREAM: dict[str, tuple[bytes, str]] = {
         PROTOCOL,
     ),
     "6.3 PRIORITY of another length than 5": (frame(PRIORITY, 0, 1, bytes(4)), FRAME_SIZE),
-    "6.6 PUSH_PROMISE from a client": (opened() + frame(PUSH, END_HEADERS, 1, number(2)), PROTOCOL),
+    "6.6 PUSH_PROMISE from a client": (opened() + frame(PUSH_PROMISE, END_HEADERS, 1, number(2)), PROTOCOL),
     "6.9 WINDOW_UPDATE by 0 on a stream": (opened() + frame(WINDOW_UPDATE, 0, 1, number(0)), PROTOCOL),
     "6.9.1 stream window above 2^31-1": (opened() + frame(WINDOW_UPDATE, 0, 1, number(2**31 - 1)), FLOW_CONTROL),
     "6.9.2 INITIAL_WINDOW_SIZE that takes a stream above 2^31-1": (
-        opened() + frame(WINDOW_UPDATE, 0, 1, number(2**30)) + setting(4, 2**31 - 1),
+        opened() + frame(WINDOW_UPDATE, 0, 1, number(2**30)) + settings(4, 2**31 - 1),
         FLOW_CONTROL,
     ),
     "6.10 DATA inside a header block": (
@@ -171,6 +177,10 @@ DOWNSTREAM: dict[str, tuple[bytes, str]] = {
         MALFORMED,
     ),
     "RFC 7541 2.3.3 index beyond both tables": (frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\xff\x00"), COMPRESSION),
+    "RFC 7541 2.3.3 literal whose name has an index beyond both tables": (
+        frame(HEADERS, END_HEADERS | END_STREAM, 1, block(list(GOOD.items())) + literal_named(100)),
+        COMPRESSION,
+    ),
     "RFC 7541 5.2 EOS inside a Huffman string": (
         frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\x00\x84\xff\xff\xff\xff\x01a"),
         COMPRESSION,
@@ -192,6 +202,10 @@ DOWNSTREAM: dict[str, tuple[bytes, str]] = {
 
 UPSTREAM: dict[str, tuple[bytes, str]] = {
     "4.3 header block that breaks off": (frame(HEADERS, END_HEADERS, 1, b"\x40\x05ab"), COMPRESSION),
+    "RFC 7541 2.3.3 literal whose name has an index beyond both tables": (
+        frame(HEADERS, END_HEADERS, 1, block(list(OK.items())) + literal_named(100)),
+        COMPRESSION,
+    ),
     "5.1 DATA after END_STREAM": (
         response(("grpc-status", "0"), end=False) + frame(DATA, END_STREAM, 1) + frame(DATA, 0, 1, b"x"),
         "none",  # closed on both sides: dropped, as a reset may have crossed it
@@ -201,9 +215,9 @@ UPSTREAM: dict[str, tuple[bytes, str]] = {
         PROTOCOL,
     ),
     "5.1.1 response on an even stream": (frame(HEADERS, END_HEADERS, 2, block(list(OK.items()))), PROTOCOL),
-    "6.5.2 ENABLE_PUSH from a server": (setting(2, 1), PROTOCOL),
+    "6.5.2 ENABLE_PUSH from a server": (settings(2, 1), PROTOCOL),
     "6.6 PUSH_PROMISE though we forbade it": (
-        frame(SETTINGS_FRAME, ACK, 0) + frame(PUSH, END_HEADERS, 1, number(2) + block(list(GOOD.items()))),
+        frame(SETTINGS, ACK, 0) + frame(PUSH_PROMISE, END_HEADERS, 1, number(2) + block(list(GOOD.items()))),
         PROTOCOL,
     ),
     "8.1 DATA before HEADERS": (frame(DATA, 0, 1, b"x"), MALFORMED),
@@ -234,7 +248,7 @@ UP = EITHER_SIDE | UPSTREAM
 @pytest.mark.parametrize("name", DOWN)
 def test_a_client_that_breaks_a_rule_gets_its_code(name: str):
     data, wanted = DOWN[name]
-    begun = data if name.startswith("3.4") else PREFACE + SETTINGS + data
+    begun = data if name.startswith("3.4") else PREFACE + EMPTY_SETTINGS + data
     found = replay_client(begun)
     assert right(found, wanted), found
     assert replay_client(begun, lambda each: [each[at : at + 1] for at in range(len(each))]) == found
@@ -252,7 +266,7 @@ def test_a_client_that_sends_more_than_its_window_gets_flow_control_error():
     with no_bugs():
         world = World(listener={"stream_window": 1000}).echoing().start()
         client = raw_client(world)
-        client.send(PREFACE + SETTINGS + frame(SETTINGS_FRAME, ACK, 0) + opened())
+        client.send(PREFACE + EMPTY_SETTINGS + frame(SETTINGS, ACK, 0) + opened())
         world.run()
         client.send(frame(DATA, 0, 1, bytes(1001)))
         world.run()
@@ -263,7 +277,7 @@ def test_a_stream_above_the_limit_is_refused_and_the_connection_lives():
     with no_bugs():
         world = World(listener={"max_concurrent_streams": 2}).echoing().start()
         client = raw_client(world)
-        client.send(PREFACE + SETTINGS + opened(1) + opened(3) + opened(5))
+        client.send(PREFACE + EMPTY_SETTINGS + opened(1) + opened(3) + opened(5))
         world.run()
         assert client.verdict == "RST REFUSED_STREAM"
         assert client.connected

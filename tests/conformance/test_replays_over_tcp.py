@@ -20,11 +20,12 @@ import hpack
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.conformance.memory import SETTINGS, replay_client, replay_server
+from tests.conformance.memory import replay_client, replay_server
 from tests.conformance.replays import CLIENT_STREAMS, SERVER_STREAMS, random_cut, streams
 from tests.conformance.table import Row
 from tests.conformance.test_replays import SANE
-from tests.conformance.verdicts import HEADERS, frames, verdict
+from tests.conformance.verdicts import frames, verdict
+from tests.support.frames import EMPTY_SETTINGS, HEADERS
 from tests.support.grpc_server import channel, echo_servers
 from tests.support.messages import keyed
 from tests.support.polling import PATIENCE, eventually_answers, settled
@@ -151,7 +152,7 @@ class RecordedServer(Replayer):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The proxy has connected."""
         super().connection_made(transport)
-        self.transport.write(SETTINGS)
+        self.transport.write(EMPTY_SETTINGS)
 
     def data_received(self, data: bytes) -> None:
         """Look for a request."""

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.table import SUITES, Row, committed, render
+from tests.conformance.disputed import CLIENT, SERVER, Dispute, differences
+from tests.conformance.table import DOCUMENT, SUITES, Row, committed, render
 
 HERE = Path(__file__).parent
 
@@ -20,6 +21,13 @@ def test_every_suite_is_recorded_by_one_test():
     for suite in SUITES:
         holders = [name for name, source in sources.items() if f'"{suite}"' in source and name != "test_table.py"]
         assert len(holders) == 1, f"{suite!r} is recorded in {holders}"
+
+
+@pytest.mark.parametrize("disputes", [SERVER, CLIENT], ids=["h2spec", "h2specd"])
+def test_the_committed_reasons_are_those_of_the_suites(disputes: dict[str, Dispute]):
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for case, why in differences(disputes).items():
+        assert f"- `{case}`: {why}\n" in text, "make conformance"
 
 
 def test_a_case_that_differs_is_counted_and_explained():

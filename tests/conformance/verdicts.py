@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from proxy.http2 import ErrorCode
+from tests.support.frames import GOAWAY, PREFACE, RST_STREAM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-HEADERS: Final = 1
-RST_STREAM: Final = 3
-GOAWAY: Final = 7
 
 
 def frames(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     """Type, flags, stream and payload of each whole frame (RFC 9113, 4.1); a client's preface is skipped."""
     at = len(PREFACE) if data.startswith(PREFACE) else 0
-    while at + 9 <= len(data):
-        length = int.from_bytes(data[at : at + 3], "big")
-        payload = data[at + 9 : at + 9 + length]
-        yield data[at + 3], data[at + 4], int.from_bytes(data[at + 5 : at + 9], "big") & 0x7FFFFFFF, payload
-        at += 9 + length
+    while (end := at + 9 + int.from_bytes(data[at : at + 3], "big")) <= len(data):
+        stream = int.from_bytes(data[at + 5 : at + 9], "big") & 0x7FFFFFFF
+        yield data[at + 3], data[at + 4], stream, data[at + 9 : end]
+        at = end
 
 
 def code_name(code: int) -> str:

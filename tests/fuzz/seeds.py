@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import hpack
 
 from tests.conformance.replays import CLIENT_STREAMS, SERVER_STREAMS, streams
-from tests.conformance.verdicts import PREFACE
+from tests.support.frames import PREFACE, frame
 from tests.support.messages import field, framed, keyed
 from tests.support.wire import message
 
@@ -89,10 +89,6 @@ def mutate(data: bytes, longest: int, seed: int, blindly: Callable[[bytes, int],
     return (preface + b"".join(frames))[:longest]
 
 
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
-
-
 def _fresh(chance: random.Random) -> bytes:
     """A frame that is good in itself."""
     stream = chance.choice((0, 1, 1, 1, 3, 5, 2, 2**31 - 1))
@@ -110,17 +106,17 @@ def _fresh(chance: random.Random) -> bytes:
         (8, 0, number),
     )
     kind, flags, payload = chance.choice(frames)
-    return _frame(kind, flags, stream, payload)
+    return frame(kind, flags, stream, payload)
 
 
-def _changed(frame: bytes, what: int, chance: random.Random, blindly: Callable[[bytes, int], bytes]) -> bytes:
+def _changed(old: bytes, what: int, chance: random.Random, blindly: Callable[[bytes, int], bytes]) -> bytes:
     """The frame with another flag, stream or payload; its length stays true."""
-    frame = frame.ljust(9, b"\0")
-    kind, flags, stream, payload = frame[3], frame[4], int.from_bytes(frame[5:9], "big"), frame[9:]
+    old = old.ljust(9, b"\0")
+    kind, flags, stream, payload = old[3], old[4], int.from_bytes(old[5:9], "big"), old[9:]
     if what == 4:
         flags ^= 1 << chance.randrange(8)
     elif what == 5:
         stream = chance.choice((0, 1, 3, 5, stream + 2, stream ^ 1)) & 0xFFFFFFFF
     else:
         payload = blindly(payload, LONGEST) if payload else b"\0"
-    return _frame(kind, flags, stream, payload)
+    return frame(kind, flags, stream, payload)
