@@ -61,10 +61,11 @@ class Proxy:
         if workers == 1:
             self.data = data = DataPlane(settings, cluster, self.control.detector, reactor)
             forwarder, pools = data.forwarder, data.pools
+            self.control.speak_to(data)
         else:
-            self.data = Supervisor(settings, cluster, self.control.detector, workers, self.control.tell)
-            forwarder = pools = Overview(self.data, reactor.now)
-        self.control.speak_to(self.data)
+            self.data = parent = Supervisor(settings, cluster, self.control.detector, workers, self.control.tell)
+            forwarder = pools = Overview(parent.knowledge, reactor.now)
+            self.control.speak_to(parent.knowledge)
         self._takeover: Takeover | None = None
         """From the proxy before us; kept as long as we live, see there."""
         path = Address.parse(settings.listener.address).path

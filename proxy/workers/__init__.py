@@ -1,6 +1,6 @@
 """All cores: worker processes carry the calls, one parent decides.
 
-    parent (`supervisor`)                     worker (`worker`), N of them
+    parent (`supervisor`, `knowledge`)        worker (`worker`), N of them
     control plane: health checks, outlier     data plane: listener, calls, pools
     detection, admin, reload
                  -- settings, what is said against servers, quarantines -->

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from proxy.cluster.outlier import OutlierDetector
     from proxy.forwarding.failback import DisplacedChats
     from proxy.forwarding.settings import RetrySettings
-    from proxy.workers.supervisor import Supervisor
+    from proxy.workers.knowledge import Knowledge
 
 
 class Figures(NamedTuple):
@@ -24,37 +24,37 @@ class Figures(NamedTuple):
 class Overview(Mapping["Endpoint", Figures]):
     """Both what `explain` asks of a forwarder, and the connections by server: of what the workers told last."""
 
-    def __init__(self, supervisor: Supervisor, now: Callable[[], float]) -> None:
-        self._supervisor = supervisor
+    def __init__(self, knowledge: Knowledge, now: Callable[[], float]) -> None:
+        self._knowledge = knowledge
         self.now = now
 
     @property
     def active(self) -> int:
         """Calls under way."""
-        return sum(worker.load.total for worker in self._supervisor.workers.values())
+        return sum(worker.load.total for worker in self._knowledge.workers.values())
 
     @property
     def cluster(self) -> Cluster:
         """Whose snapshot all workers have, or are about to."""
-        return self._supervisor.cluster
+        return self._knowledge.cluster
 
     @property
     def detector(self) -> OutlierDetector:
         """The parent's."""
-        return self._supervisor.detector
+        return self._knowledge.detector
 
     @property
     def displaced(self) -> DisplacedChats:
         """What all workers have told."""
-        return self._supervisor.displaced
+        return self._knowledge.displaced
 
     @property
     def retry(self) -> RetrySettings:
         """As it holds now."""
-        return self._supervisor.settings.retry
+        return self._knowledge.settings.retry
 
     def __getitem__(self, endpoint: Endpoint) -> Figures:
-        loads = [worker.load for worker in self._supervisor.workers.values()]
+        loads = [worker.load for worker in self._knowledge.workers.values()]
         return Figures(
             range(sum(load.connections.get(endpoint.id, 0) for load in loads)),
             range(sum(load.waiting.get(endpoint.id, 0) for load in loads)),

@@ -1,4 +1,4 @@
-"""The parent: starts the workers, replaces those that crash, and is one data plane to the control plane.
+"""The parent: starts the workers, and replaces those that crash.
 
 A worker that crashes costs the calls that it had. It is replaced at once, and the clients that were about to connect to
 it wait in its socket's queue meanwhile; one that crashes young is replaced after a pause that doubles each time. A
@@ -12,55 +12,43 @@ import contextlib
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from proxy.backoff import doubled
 from proxy.cluster.address import Address
-from proxy.cluster.endpoint import Cause
 from proxy.errors import ConfigError
-from proxy.forwarding.failback import DisplacedChats
-from proxy.forwarding.stats import StatsSnapshot
 from proxy.transport.tls import Tls
 from proxy.workers import sockets as ports
+from proxy.workers.knowledge import Knowledge
 from proxy.workers.messages import (
     EXCHANGE,
-    LOCAL_CAUSES,
     VERSION,
     Answer,
-    Answers,
     Applied,
-    Ask,
-    Attentive,
-    Configure,
     Drain,
     Drained,
-    Elsewhere,
     Ended,
     Hello,
     Load,
     ManyMoved,
     Message,
-    Moved,
-    Numbers,
-    Quarantined,
-    Said,
     Serve,
     Serving,
     StopAccepting,
     Stopped,
 )
-from proxy.workers.process import IDLE, WorkerProcess, why_ended
+from proxy.workers.process import WorkerProcess, why_ended
+from proxy.workers.questions import Questions
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from proxy.admin.call_records import Kept
     from proxy.cluster.cluster import Cluster
-    from proxy.cluster.endpoint import Endpoint
     from proxy.cluster.outlier import OutlierDetector
+    from proxy.forwarding.stats import StatsSnapshot
     from proxy.settings import Settings
-    from proxy.workers.messages import Blocks
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +56,6 @@ SUPPORTED: Final = sys.platform == "linux" and hasattr(os, "pidfd_open")
 START_TIMEOUT: Final = 60.0
 """Seconds that a worker has to start, and may be silent meanwhile; a new interpreter takes half a second on an idle
 machine."""
-APPLY_TIMEOUT: Final = 30.0
-"""Seconds that the workers have to apply a reload before it is given up waiting for them."""
 SILENCE: Final = 30.0
 """Seconds without a word after which a worker is taken for hung, and killed."""
 OLD_AGE: Final = 10.0
@@ -77,8 +63,6 @@ OLD_AGE: Final = 10.0
 BACKOFF: Final = 0.5
 MAX_BACKOFF: Final = 10.0
 """Seconds before a worker is started again that crashed young: first this, doubled up to that."""
-ASK_TIMEOUT: Final = 2.0
-"""Seconds that a worker has to answer a question; those that do not are left out."""
 STOP_TIMEOUT: Final = 1.0
 """Seconds that the workers have to stop accepting, before they drain."""
 KILL_TIMEOUT: Final = 5.0
@@ -106,36 +90,27 @@ class Supervisor:
         """`detector`: decides by what the workers report. `workers`: at least 1. `tell`: of what happens to them, a
         word and the details for people. Raises ConfigError for certificates and keys that are no good.
         """
-        self.cluster = cluster
-        self.detector = detector
-        self.displaced = DisplacedChats(settings.failback, cluster.snapshot)
-        self.settings = settings
         self.workers: dict[int, WorkerProcess] = {}
         """Those that run now, by number."""
         self.replaced = 0
         """Workers that had to be replaced since the start."""
-        self._count = workers
-        self._tell = tell
-        self._generation = 1
-        self._sockets: list[list[socket.socket]] = []
-        self._keepers: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
         """Something about a worker is different."""
+        self.knowledge = Knowledge(settings, cluster, detector, self.workers, workers, self._changed)
+        """What the workers know in common: all of them, to the control plane."""
+        self._questions = Questions(self.workers)
+        self._count = workers
+        self._tell = tell
+        self._sockets: list[list[socket.socket]] = []
+        self._keepers: list[asyncio.Task[None]] = []
         self._problem: Exception | None = None
         """Why the start has failed."""
         self._serving = False
         self._draining = asyncio.Event()
-        self._attentive = False
         self._exchanging: asyncio.TimerHandle | None = None
         self._exchanged_at = 0.0
         self._cut_off = 0
-        self._asked = 0
-        self._answers: dict[int, asyncio.Future[Numbers | tuple[bytes, ...] | tuple[Kept, ...]]] = {}
-        self._past = StatsSnapshot()
-        """What workers have counted that are no more."""
         Tls(settings.listener.tls, settings.upstream.tls)  # bad files are told once, and not by each worker
-        detector.on_quarantine = self._quarantined
-        self._set_limits()
 
     # Life.
 
@@ -161,7 +136,7 @@ class Supervisor:
             return "the proxy is draining"
         if not any(worker.serving for worker in self.workers.values()):
             return "no worker is ready"
-        return "" if any(each.available for each in self.cluster.snapshot) else "no server is available"
+        return "" if any(each.available for each in self.knowledge.cluster.snapshot) else "no server is available"
 
     def start(self) -> None:
         """Begin to start the workers."""
@@ -211,7 +186,7 @@ class Supervisor:
         for worker in self.workers.values():
             worker.channel.send(Drain(), must=True)
         if self._keepers:
-            patience = self.settings.listener.drain_grace + LAST_GRACE
+            patience = self.knowledge.settings.listener.drain_grace + LAST_GRACE
             await asyncio.wait(self._keepers, timeout=patience)
         return self._cut_off
 
@@ -242,56 +217,22 @@ class Supervisor:
     # What the operator asks.
 
     async def numbers(self) -> StatsSnapshot:
-        """All numbers of the workers, added up. Counters of those that have ended, or do not answer in time, count as
-        they were told last: one that fell back would look like a start from 0, and all of it like new calls.
-        """
-        told = StatsSnapshot()
-        answered = {worker for worker, _ in await self._ask("numbers")}
-        for worker in self.workers.values():
-            told.merge(worker.numbers if worker in answered else counters_of(worker.numbers))
-        told.merge(self._past)
+        """See `Questions`; and what is known here."""
+        told = await self._questions.numbers()
         # Each worker knows of all of these, so that their sum would be too many.
-        told.values["districhat_displaced_chats"] = {(): len(self.displaced.chats)}
-        told.values["districhat_quarantined_chats"] = {(): len(self.detector.quarantined)}
-        told.values["districhat_quarantines_total"] = {(): self.detector.quarantines}
+        told.values["districhat_displaced_chats"] = {(): len(self.knowledge.displaced.chats)}
+        told.values["districhat_quarantined_chats"] = {(): len(self.knowledge.detector.quarantined)}
+        told.values["districhat_quarantines_total"] = {(): self.knowledge.detector.quarantines}
         told.values["districhat_workers_replaced_total"] = {(): self.replaced}
         return told
 
     async def recent_keys(self) -> Collection[bytes]:
-        """Keys of chats seen recently, as far as the workers remember them."""
-        keys: set[bytes] = set()
-        for _, answer in await self._ask("recent_keys"):
-            if not isinstance(answer, Numbers):
-                keys.update(each for each in answer if isinstance(each, bytes))
-        return keys
+        """See `Questions`."""
+        return await self._questions.recent_keys()
 
     async def decisions(self, limit: int, key: bytes | None) -> Sequence[Kept]:
-        """The latest records of calls of all workers, newest first, at most so many. `key`: only those of this chat."""
-        found: list[Kept] = []
-        for _, answer in await self._ask("decisions", limit, key):
-            if not isinstance(answer, Numbers):
-                found += (each for each in answer if not isinstance(each, bytes))
-        return sorted(found, key=lambda each: each.ended, reverse=True)[:limit]
-
-    async def _ask(
-        self, what: Literal["numbers", "recent_keys", "decisions"], limit: int = 0, key: bytes | None = None
-    ) -> list[tuple[WorkerProcess, Numbers | tuple[bytes, ...] | tuple[Kept, ...]]]:
-        """The answers of those workers that give one in time."""
-        asked = []
-        for worker in self.workers.values():
-            if worker.generation:
-                self._asked += 1
-                worker.channel.send(Ask(self._asked, what, limit, key))
-                answer = self._answers[self._asked] = asyncio.get_running_loop().create_future()
-                asked.append((worker, self._asked, answer))
-        try:
-            if asked:
-                await asyncio.wait([answer for _, _, answer in asked], timeout=ASK_TIMEOUT)
-        finally:  # also if nobody wants to know any more
-            for _, number, answer in asked:
-                del self._answers[number]
-                answer.cancel()
-        return [(worker, answer.result()) for worker, _, answer in asked if not answer.cancelled()]
+        """See `Questions`."""
+        return await self._questions.decisions(limit, key)
 
     # Each worker.
 
@@ -323,7 +264,7 @@ class Supervisor:
     async def _have(self, number: int) -> str:
         """Have a worker with this number. Returns what has become of it, once it is no more."""
         try:
-            worker = await WorkerProcess.start(number, self._sockets[number], self._tell_all)
+            worker = await WorkerProcess.start(number, self._sockets[number], self.knowledge.tell_all)
         except OSError as error:
             return f"worker {number} could not be started ({error.strerror})"
         worker.seen_at = asyncio.get_running_loop().time()
@@ -337,7 +278,7 @@ class Supervisor:
             return f"{worker} could not be watched ({error.strerror})"
         finally:
             del self.workers[number]
-            self._past.merge(counters_of(worker.numbers))
+            self._questions.ended(worker)
             self._changed.set()
         return f"{worker} {why_ended(status)}"
 
@@ -366,9 +307,9 @@ class Supervisor:
             case Load():
                 worker.load = message
             case Ended():
-                self._judge(message)
+                self.knowledge.judge(message)
             case ManyMoved():
-                self._move(message)
+                self.knowledge.move(message)
             case Hello():
                 self._greet(worker, message)
             case Applied():
@@ -387,11 +328,7 @@ class Supervisor:
                 worker.stopped = True
                 self._changed.set()
             case Answer():
-                if isinstance(message.value, Numbers):
-                    worker.numbers = StatsSnapshot(message.value.values, message.value.histograms)
-                asked = self._answers.get(message.number)
-                if asked is not None and not asked.done():
-                    asked.set_result(message.value)
+                self._questions.answered(worker, message)
             case Drained():
                 self._cut_off += message.cut_off
             case _:
@@ -405,7 +342,7 @@ class Supervisor:
 
     def _greet(self, worker: WorkerProcess, hello: Hello) -> None:
         if hello.version == VERSION:
-            self._tell_all(worker)
+            self.knowledge.tell_all(worker)
         else:
             log.error(
                 "%s is of another version (%s) than this process: the program was upgraded; replace this process "
@@ -415,166 +352,17 @@ class Supervisor:
             )
             worker.kill()
 
-    # What the control plane says.
-
-    def answers(self, endpoint: Endpoint) -> None:
-        """See `DataPlane`."""
-        for worker in self.workers.values():
-            if endpoint.id in worker.load.unreachable:
-                worker.channel.send(Answers(endpoint.id))
-
-    def said(self, endpoint: Endpoint, cause: Cause) -> None:
-        """`cause` speaks against `endpoint` now, or no more."""
-        if cause not in LOCAL_CAUSES and self.cluster.snapshot.by_id.get(endpoint.id) is endpoint:
-            self._send(Said(endpoint.id, _blocks(endpoint)))
-
-    def prepare(self, settings: Settings, added: Iterable[Endpoint]) -> None:
-        """See `DataPlane`. The workers do that by themselves."""
-
-    def apply(self, settings: Settings) -> None:
-        """See `DataPlane`."""
-        self.settings = settings
-        self._generation += 1
-        now = asyncio.get_running_loop().time()
-        self.displaced.configure(settings.failback, self.cluster.snapshot, now)
-        self._set_limits()
-        for worker in self.workers.values():
-            if worker.informed:  # others are told when they say hello
-                self._configure(worker, ())
-
-    async def applied(self) -> None:
-        """Returns when every worker carries calls by what was applied; those that do not within a time are logged."""
-        try:
-            async with asyncio.timeout(APPLY_TIMEOUT):
-                while late := [each for each in self.workers.values() if each.generation < self._generation]:
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError:
-            log.error("not applied within %g s by %s", APPLY_TIMEOUT, ", ".join(map(str, late)))  # noqa: TRY400
-
-    def _tell_all(self, worker: WorkerProcess) -> None:
-        """Tell it everything there is to know."""
-        chats = self.displaced.chats.items()
-        self._configure(worker, tuple(Moved(key, endpoint.id, at) for key, (endpoint, at) in chats))
-
-    def _configure(self, worker: WorkerProcess, moved: tuple[Moved, ...]) -> None:
-        snapshot = self.cluster.snapshot
-        configure = Configure(
-            self._generation,
-            self.settings,
-            snapshot.version,
-            self._count,
-            {endpoint.id: blocks for endpoint in snapshot if (blocks := _blocks(endpoint))},
-            dict(self.detector.quarantined),
-            moved,
-            self._attentive,
-        )
-        worker.elsewhere = None
-        worker.informed = True
-        worker.channel.send(configure, must=True)
-
-    def _set_limits(self) -> None:
-        for endpoint in self.cluster.snapshot:
-            endpoint.max_calls = self.settings.limits.max_calls_per_endpoint
-
-    def _send(self, message: Message) -> None:
-        for worker in self.workers.values():
-            if worker.informed:
-                worker.channel.send(message)
-
-    # What the workers see.
-
-    def _judge(self, message: Ended) -> None:
-        detector = self.detector
-        by_id = self.cluster.snapshot.by_id
-        for what, name, key, at in message.calls:
-            endpoint = by_id.get(name)
-            if what == "began":
-                detector.began(key)
-            elif endpoint is None:
-                continue  # removed meanwhile
-            elif what == "succeeded":
-                detector.succeeded(endpoint, key)
-            elif what == "failed":
-                detector.failed(endpoint, key, at)
-            else:
-                detector.lost(endpoint, key, at)
-        self._attend()
-
-    def _attend(self) -> None:
-        if self._attentive != self.detector.troubled:
-            self._attentive = self.detector.troubled
-            self._send(Attentive(self._attentive))
-
-    def _quarantined(self, key: bytes, until: float) -> None:
-        self._send(Quarantined(key, until))
-
-    def _move(self, message: ManyMoved) -> None:
-        by_id = self.cluster.snapshot.by_id
-        for moved in message.chats:
-            endpoint = by_id.get(moved.endpoint) if moved.endpoint is not None else None
-            if endpoint is not None:
-                self.displaced.served(moved.key, endpoint, moved.at)
-            else:
-                self.displaced.came_home(moved.key)
-        # Also to whom it comes from: two that say different things at the same time must end with the same.
-        self._send(message)
-
     def _exchange(self) -> None:
-        """Add up what the workers have to do, and tell each what the others have."""
+        """Every so often: what the workers have to do becomes known to all of them, and who hangs is ended."""
         loop = asyncio.get_running_loop()
         self._exchanging = loop.call_later(EXCHANGE, self._exchange)
-        self._attend()
+        self.knowledge.exchange()
         now, before = loop.time(), self._exchanged_at
         self._exchanged_at = now
-        loads = [each.load for each in self.workers.values()]
-        active = added_up([load.active for load in loads])
-        for endpoint in self.cluster.snapshot:
-            endpoint.active = active.get(endpoint.id, 0)
-        self._find_unreachable()
-        total = sum(load.total for load in loads)
         for worker in self.workers.values():
-            own = worker.load.active
-            others = {name: calls - own.get(name, 0) for name, calls in active.items() if calls != own.get(name, 0)}
-            elsewhere = Elsewhere(others, total - worker.load.total)
-            if worker.informed and elsewhere != worker.elsewhere:
-                worker.elsewhere = elsewhere
-                worker.channel.send(elsewhere)
             patience = SILENCE if worker.generation else START_TIMEOUT
             if now - before > SILENCE / 2:  # we were stopped ourselves: what they have said is still to be read
                 worker.seen_at = now
             elif now - worker.seen_at > patience:
                 log.error("%s has not been heard of for %g s and is killed", worker, patience)
                 worker.kill()
-
-    def _find_unreachable(self) -> None:
-        """A server that no worker can connect to is unreachable."""
-        told = [each.load for each in self.workers.values() if each.load is not IDLE]
-        for endpoint in self.cluster.snapshot:
-            whys = [load.unreachable.get(endpoint.id) for load in told]
-            why = whys[0] if whys and all(whys) else None
-            if why is None:
-                endpoint.unblock(Cause.CONNECT)
-            elif endpoint.blocks.get(Cause.CONNECT) != why:
-                endpoint.block(Cause.CONNECT, why)
-
-
-def counters_of(numbers: StatsSnapshot) -> StatsSnapshot:
-    """What of these numbers only ever grows."""
-    counters = {name: family for name, family in numbers.values.items() if name.endswith("_total")}
-    return StatsSnapshot(counters, numbers.histograms)
-
-
-def added_up(figures: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """The sums, key by key."""
-    sums: dict[str, int] = {}
-    for each in figures:
-        for key, value in each.items():
-            sums[key] = sums.get(key, 0) + value
-    return sums
-
-
-def _blocks(endpoint: Endpoint) -> Blocks:
-    """What the workers cannot know by themselves."""
-    blocks = endpoint.blocks.items()
-    return {cause.value: why for cause, why in blocks if cause not in LOCAL_CAUSES}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from proxy.forwarding.stats import StatsSnapshot
+from proxy.workers.knowledge import added_up
 from proxy.workers.process import why_ended
-from proxy.workers.supervisor import added_up, core_count, counters_of
+from proxy.workers.questions import counters_of
+from proxy.workers.supervisor import core_count
 
 
 def test_figures_are_added_up_key_by_key() -> None:

@@ -16,6 +16,7 @@ from proxy.cluster.endpoint import Cause
 from proxy.cluster.outlier import OutlierDetector
 from proxy.forwarding.stats import StatsSnapshot
 from proxy.settings import Settings
+from proxy.workers import questions
 from proxy.workers import supervisor as module
 from proxy.workers.messages import (
     VERSION,
@@ -82,7 +83,7 @@ class Staff:
         cluster = Cluster(SETTINGS.endpoints, SETTINGS.ring)
         self.endpoint = cluster.snapshot.by_id["A"]
         self.parent = Supervisor(SETTINGS, cluster, OutlierDetector(SETTINGS.outlier, cluster.snapshot), workers)
-        self.endpoint.watch = self.parent.said
+        self.endpoint.watch = self.parent.knowledge.said
         self.ears = [Ears(self.parent) for _ in range(workers)]
         self.processes = [Process() for _ in range(workers)]
         for number, (ears, process) in enumerate(zip(self.ears, self.processes, strict=True)):
@@ -118,13 +119,13 @@ async def test_a_reload_reaches_a_worker_that_gets_ready_and_it_is_told_once_to_
     ears = staff.ears[0]
     staff.parent._serving = True
     staff.says(0, Hello(VERSION, "1"))
-    staff.parent.apply(SETTINGS)
+    staff.parent.knowledge.apply(SETTINGS)
     first, second = (each.generation for each in ears.of(Configure))
     assert second == first + 1
     staff.says(0, Applied(first))
     staff.says(0, Applied(second))
     assert len(ears.of(Serve)) == 1
-    await staff.parent.applied()
+    await staff.parent.knowledge.applied()
 
 
 async def test_nobody_is_let_in_during_the_drain() -> None:
@@ -263,12 +264,12 @@ async def test_counters_of_a_worker_that_does_not_answer_do_not_fall(monkeypatch
     for ears, calls in zip(staff.ears, (5, 7), strict=True):
         ears.worker.generation = 1
         ears.numbers = counted(calls, 1)
-    monkeypatch.setattr(module, "ASK_TIMEOUT", 60.0)
+    monkeypatch.setattr(questions, "ASK_TIMEOUT", 60.0)
     told = await staff.parent.numbers()
     assert told.values["districhat_calls_total"] == {("route",): 12}
     assert told.values["districhat_active_calls"] == {(): 2}
     staff.ears[1].numbers = None
-    monkeypatch.setattr(module, "ASK_TIMEOUT", 0.05)
+    monkeypatch.setattr(questions, "ASK_TIMEOUT", 0.05)
     told = await staff.parent.numbers()
     assert told.values["districhat_calls_total"] == {("route",): 12}
     assert told.values["districhat_active_calls"] == {(): 1}
@@ -279,8 +280,8 @@ async def test_a_question_that_is_given_up_leaves_nothing_behind() -> None:
     staff.ears[0].worker.generation = 1
     asking = asyncio.get_running_loop().create_task(staff.parent.numbers())
     await asyncio.sleep(0)
-    assert staff.parent._answers
+    assert staff.parent._questions._answers
     asking.cancel()
     with suppress(asyncio.CancelledError):
         await asking
-    assert not staff.parent._answers
+    assert not staff.parent._questions._answers
