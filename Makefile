@@ -6,6 +6,7 @@ ARGS   ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check format serve proto docs bench bench-micro ghz bench-guard bench-faults fault chaos rolling clean
+.PHONY: compiled test-compiled
 .PHONY: conformance conformance-peers conformance-tools attack fuzz kill hang bench-scale
 
 help:  ## list the targets
@@ -60,6 +61,21 @@ kill: $(VENV)/.installed-test  ## SIGKILL servers in turn at 1,000 calls/s: what
 
 hang: $(VENV)/.installed-test  ## SIGSTOP servers in turn at 1,000 calls/s: how soon it is found out, and when chats are home
 	@$(BIN)/python -m tests.fault.outages hang $(ARGS)
+
+COMPILED := build/compiled
+$(COMPILED)/.built: pyproject.toml hatch_build.py $(shell find proxy -name '*.py') | $(VENV)/.installed
+	@rm -rf $(COMPILED)
+	@echo "compiling into $(COMPILED) ..."
+	@HATCH_BUILD_HOOK_ENABLE_CUSTOM=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps \
+	  --wheel-dir $(COMPILED) .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(COMPILED)/site $(COMPILED)/*.whl
+	@touch $@
+
+compiled: $(COMPILED)/.built  ## build the compiled wheel (mypyc, needs gcc) in build/compiled; the plain files stay the default
+
+test-compiled: $(COMPILED)/.built $(VENV)/.installed-test  ## the unit tests of the proxy, on the compiled build
+	@EXPECTED_BUILD=compiled $(BIN)/python -m pytest --override-ini 'pythonpath=$(COMPILED)/site .' \
+	  tests/unit/proxy $(ARGS)
 
 check: $(VENV)/.installed-dev  ## lint, format, types, import rules, generated code fresh
 	@$(BIN)/ruff check .

@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         type=names(PEERS),
         default=everybody,
         metavar="A,B",
-        help="which proxies (default: all but unmetered)",
+        help="which proxies (default: all but unmetered and compiled)",
     )
     add("--scenarios", type=names(SCENARIOS), default=everything, metavar="A,B", help="which loads (default: all)")
     add("--rounds", type=number(int, 1, 1000), default=5, metavar="N", help="measured runs of each (default: 5)")

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from proxy import hangup
+from proxy.build_kind import COMPILED
 from proxy.commands.operate import arguments as operate
 from proxy.errors import CommandError, ConfigError
 
@@ -106,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    version = importlib.metadata.version("districhat")
+    version = importlib.metadata.version("districhat") + (" (compiled)" if COMPILED else "")
     parser.add_argument("--version", action="version", version=f"districhat {version}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 

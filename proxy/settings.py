@@ -30,8 +30,7 @@ from proxy.config_problems import key_path, problems_of, shown, unknown_key
 from proxy.control.settings import HealthSettings
 from proxy.errors import ConfigError
 from proxy.forwarding.failback import FailbackSettings
-from proxy.forwarding.settings import LimitSettings, RetrySettings, RouteSettings
-from proxy.forwarding.stats import MetricsSettings
+from proxy.forwarding.settings import LimitSettings, MetricsSettings, RetrySettings, RouteSettings
 from proxy.transport.settings import ListenerSettings, UpstreamSettings
 
 if TYPE_CHECKING:

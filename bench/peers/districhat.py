@@ -6,7 +6,9 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from bench.errors import UsageError
 from bench.peers.base import Peer
+from bench.process import ROOT
 
 if TYPE_CHECKING:
     from bench.peers.base import Setup
@@ -23,6 +25,14 @@ def _command_without_metrics(setup: Setup) -> list[str]:
     with (setup.directory / "proxy.toml").open("a", encoding="utf-8") as config:
         config.write("\n[metrics]\nenabled = false\n\n[decisions]\nkept = 0\n")
     return command
+
+
+def _compiled_command(setup: Setup) -> list[str]:
+    site = ROOT / "build" / "compiled" / "site"
+    if not site.is_dir():
+        raise UsageError("there is no compiled build: run `make compiled` first")
+    python, *rest = _command(setup)
+    return ["env", f"PYTHONPATH={site}", python, "-P", *rest]  # -P: not the plain files of this directory
 
 
 def configuration(setup: Setup) -> str:
@@ -62,5 +72,13 @@ WITHOUT_METRICS = replace(
     name="unmetered",
     about="this project with [metrics] enabled = false and no recent decisions, to see what those cost",
     command=_command_without_metrics,
+    on_request=True,
+)
+
+COMPILED = replace(
+    PEER,
+    name="compiled",
+    about="this project's compiled build (`make compiled`), otherwise the same",
+    command=_compiled_command,
     on_request=True,
 )

@@ -17,6 +17,7 @@ PEERS: dict[str, Peer] = {
     for peer in (
         districhat.PEER,
         districhat.WITHOUT_METRICS,
+        districhat.COMPILED,
         haproxy.PEER,
         nginx.PEER,
         envoy.PEER,

@@ -72,7 +72,8 @@ class ClusterSnapshot:
     def candidates(self, key: bytes) -> Iterator[Endpoint]:
         """Every endpoint once, in ring order from the owner of `key`, available or not."""
         endpoints = self._endpoints
-        return (endpoints[index] for index in self.ring.walk(self._hash(key)))
+        for index in self.ring.walk(self._hash(key)):
+            yield endpoints[index]
 
     def least_loaded(self) -> Iterator[Endpoint]:
         """Every endpoint once, the fewest active calls for its weight first; equal ones in order of id."""

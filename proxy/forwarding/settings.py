@@ -152,3 +152,12 @@ class LimitSettings(BaseModel):
     """Bytes that may wait for all peers together; beyond it the connection with most bytes loses calls."""
     pushback: float = Field(default=1.0, ge=0, le=3600)
     """Seconds that a refused client is told to wait before it tries again (`grpc-retry-pushback-ms`, gRFC A6)."""
+
+
+class MetricsSettings(BaseModel):
+    """`[metrics]`: what is counted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool = True
+    """Count calls and measure times. Without, `/metrics` tells states only."""

@@ -11,8 +11,6 @@ from collections import Counter
 from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Final
 
-from pydantic import BaseModel, ConfigDict
-
 from proxy.grpc_wire.status import Status
 from proxy.http2 import PassClock
 
@@ -35,15 +33,6 @@ _NAMES: Final = {b"%d" % status: status.name for status in Status}
 def status_name(status: bytes) -> str:
     """The name of a `grpc-status`; what is none counts as UNKNOWN, as clients read it."""
     return _NAMES.get(status, "UNKNOWN")
-
-
-class MetricsSettings(BaseModel):
-    """`[metrics]`: what is counted."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    enabled: bool = True
-    """Count calls and measure times. Without, `/metrics` tells states only."""
 
 
 class Tally:

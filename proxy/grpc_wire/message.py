@@ -149,12 +149,12 @@ class FirstMessage:
             if self._inflater is not None:
                 return self._inflater.feed(piece, self._body == self._length, scanner)
             return self._search(piece, scanner)
-        except TooManyFields as error:
-            raise CallRejected(Status.RESOURCE_EXHAUSTED, f"the first message has {error}") from None
-        except InvalidKey as error:
-            raise CallRejected(Status.INVALID_ARGUMENT, f"routing key: {error}") from None
-        except MalformedMessage as error:
-            raise CallRejected(Status.INVALID_ARGUMENT, f"the first message is not protobuf: {error}") from None
+        except TooManyFields as too_many:
+            raise CallRejected(Status.RESOURCE_EXHAUSTED, f"the first message has {too_many}") from None
+        except InvalidKey as invalid:
+            raise CallRejected(Status.INVALID_ARGUMENT, f"routing key: {invalid}") from None
+        except MalformedMessage as malformed:
+            raise CallRejected(Status.INVALID_ARGUMENT, f"the first message is not protobuf: {malformed}") from None
 
     def _search(self, piece: bytes, scanner: FieldScanner) -> bytes | Sentinel:
         """The next bytes of an uncompressed message, none of them beyond the limit however much has come."""

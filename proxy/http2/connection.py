@@ -286,8 +286,8 @@ class Http2Connection:
         for event in events:
             try:
                 handlers[type(event)](self, event)
-            except LimitExceeded as error:
-                self.on_limit(error)
+            except LimitExceeded as exceeded:
+                self.on_limit(exceeded)
                 return
             except Exception as error:
                 self.on_handler_failure(event, error)

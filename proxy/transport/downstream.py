@@ -10,6 +10,7 @@ from typing import Final, cast
 from proxy.forwarding.call import Call
 from proxy.forwarding.forwarder import Forwarder
 from proxy.forwarding.headers import GRPC_TIMEOUT, Headers
+from proxy.forwarding.peers import Downstream
 from proxy.forwarding.watched import WatchedCall
 from proxy.http2 import (
     EMPTY_SETTINGS,
@@ -19,7 +20,6 @@ from proxy.http2 import (
     EngineError,
     ErrorCode,
     Event,
-    Http2Connection,
     LimitExceeded,
     Outbox,
     PingAcknowledged,
@@ -63,7 +63,7 @@ def _is_http1(data: bytes) -> bool:
     return bool(method) and any(each.startswith(method) for each in HTTP1_METHODS)
 
 
-class DownstreamConnection(Http2Connection, asyncio.BufferedProtocol):
+class DownstreamConnection(Downstream):
     """One client. `on_open` and `on_close` keep the listener's set of connections."""
 
     much = SLICE
@@ -74,18 +74,15 @@ class DownstreamConnection(Http2Connection, asyncio.BufferedProtocol):
         "_on_close",
         "_on_open",
         "_resets",
-        "address",
         "calls",
         "clock",
         "forwarder",
         "greeted",
-        "kept",
         "limits",
         "noticed",
         "settled",
         "stalled",
         "timeout_index",
-        "unreleased",
     )
 
     def __init__(
@@ -108,7 +105,6 @@ class DownstreamConnection(Http2Connection, asyncio.BufferedProtocol):
         self.calls: dict[int, Call] = {}
         """By stream, until the stream is closed: a call that is done stays while its last bytes wait for the client."""
         self.address: str | None = None
-        """The client's address without its port, if it has one; noted by the listener."""
         self.greeted = False
         """The client's preface and SETTINGS were good HTTP/2."""
         self.settled = False
@@ -117,9 +113,7 @@ class DownstreamConnection(Http2Connection, asyncio.BufferedProtocol):
         self.stalled: dict[Call, Stall] = {}
         """Calls whose bytes wait for the client, of which not one has left since the last look."""
         self.kept = 0
-        """Bytes of requests kept for its calls, in the larger replay buffers."""
         self.unreleased = 0
-        """Streams that the client has reset, and whose servers have not been told yet."""
         self._resets = TokenBucket(*limits.premature_resets)
         self._changes = TokenBucket(*limits.engine.glitches)
         self.timeout_index = 0
@@ -174,8 +168,11 @@ class DownstreamConnection(Http2Connection, asyncio.BufferedProtocol):
         self.last_sid = sid = event.stream_id
         forwarder = self.forwarder
         forwarder.unwatched -= 1
-        kind = WatchedCall if head.watched or not forwarder.unwatched else Call
-        self.calls[sid] = call = kind(forwarder, self, sid, head, timeout)
+        if head.watched or not forwarder.unwatched:
+            call: Call = WatchedCall(forwarder, self, sid, head, timeout)
+        else:
+            call = Call(forwarder, self, sid, head, timeout)
+        self.calls[sid] = call
         call.start(end_stream=event.end_stream)
 
     def _split_timeout(self, headers: Headers) -> tuple[bytes | None, Headers]:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Protocol, cast
 
 from proxy.transport.downstream import NOT_HTTP2, DownstreamConnection
-from proxy.transport.reactor import CLOSE_NOTIFY_TIMEOUT, reason
+from proxy.transport.reactor import CLOSE_NOTIFY_TIMEOUT, as_protocol, reason
 from proxy.transport.tls import ServerTls, speaks_http2
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class _Handshake(asyncio.Protocol):
             self._keeper.end_handshake(self.client)
             self.over.set_result(None)
             connection = self._keeper.connection()
-            wire.set_protocol(connection)
+            wire.set_protocol(as_protocol(connection))
             connection.connection_made(wire)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - why it is gone changes nothing

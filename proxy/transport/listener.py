@@ -19,7 +19,7 @@ from proxy.transport.client_sweeper import DRAIN_NOTICE, ClientSweeper
 from proxy.transport.containment import contained
 from proxy.transport.downstream import LAST_WORDS, DownstreamConnection
 from proxy.transport.handshake import Handshakes, Objection
-from proxy.transport.reactor import Reactor
+from proxy.transport.reactor import Reactor, as_protocol
 from proxy.transport.settings import ListenerSettings
 from proxy.transport.tls import ServerTls
 
@@ -112,13 +112,16 @@ class Listener:
         """The protocol of a client that is about to be connected."""
         return DownstreamConnection(self._forwarder, self._limits, self._outbox, self._opened, self._closed)
 
+    def _protocol(self) -> asyncio.BaseProtocol:
+        return as_protocol(self.connection())
+
     def _exhausted(self, detail: str) -> None:
         self._forwarder.watch.exceeded("file_descriptors", detail)
 
     def _connect(self, client: socket.socket, _address: str | None) -> None:
         """Give a client in cleartext its connection."""
         loop = asyncio.get_running_loop()
-        task = loop.create_task(loop.connect_accepted_socket(self.connection, client), name="new client")
+        task = loop.create_task(loop.connect_accepted_socket(self._protocol, client), name="new client")
         self._arriving.add(task)
         task.add_done_callback(partial(self._arrived, client))
 

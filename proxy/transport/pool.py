@@ -19,7 +19,7 @@ from proxy.forwarding.retry import Outcome
 from proxy.grpc_wire.status import Status
 from proxy.http2 import MAX_STREAM_ID, ConnectionClosingError, Limits, NoAvailableStreamIDError, Outbox
 from proxy.transport.containment import contained
-from proxy.transport.reactor import Handle, Reactor
+from proxy.transport.reactor import Handle, Reactor, as_protocol
 from proxy.transport.settings import UpstreamSettings
 from proxy.transport.tls import ClientTls
 from proxy.transport.upstream import UpstreamConnection
@@ -252,7 +252,7 @@ class UpstreamPool:
                 self._connect_failed(why)
 
         secured = self.tls.secured if self.tls is not None else None
-        self._attempt = self.reactor.connect(self.endpoint.address, connection, failed, secured)
+        self._attempt = self.reactor.connect(self.endpoint.address, as_protocol(connection), failed, secured)
 
     def _connect_timed_out(self) -> None:
         self._connect_failed(f"no HTTP/2 connection within {self.settings.connect_timeout:g} s")

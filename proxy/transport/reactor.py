@@ -9,11 +9,12 @@ import re
 import ssl
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from proxy.cluster.address import Address
 
 if TYPE_CHECKING:
+    from proxy.http2 import Http2Connection
     from proxy.transport.tls import Secured
 
 CLOSE_NOTIFY_TIMEOUT: Final = 1.0
@@ -84,6 +85,13 @@ class AsyncioReactor:
                 on_failure(reason(error))
 
         return self._loop.create_task(connect(), name=f"connect {address}")
+
+
+def as_protocol(connection: Http2Connection) -> asyncio.BaseProtocol:
+    """`connection`, for an event loop. It is an asyncio.BufferedProtocol in all but the base class, which compiled
+    classes cannot have: uvloop asks whether there is a `get_buffer`, only asyncio's own loops ask for the base class.
+    """
+    return cast("asyncio.BaseProtocol", connection)
 
 
 async def connection(

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 from proxy.forwarding.offered import OfferedCall
-from proxy.forwarding.peers import Downstream
+from proxy.forwarding.peers import Downstream, Upstream
 from proxy.forwarding.retry import Outcome
 from proxy.grpc_wire.status import from_rst_code
 from proxy.http2 import (
@@ -20,7 +20,6 @@ from proxy.http2 import (
     ErrorCode,
     Event,
     GoAwayReceived,
-    Http2Connection,
     LimitExceeded,
     Limits,
     Outbox,
@@ -44,7 +43,7 @@ log = logging.getLogger(__name__)
 NO_LIMIT: Final = 2**32 - 1
 
 
-class UpstreamConnection(Http2Connection, asyncio.BufferedProtocol):
+class UpstreamConnection(Upstream):
     """One connection of a pool. It is ready for calls once the server's first SETTINGS are here."""
 
     __slots__ = (
@@ -54,9 +53,6 @@ class UpstreamConnection(Http2Connection, asyncio.BufferedProtocol):
         "_pinged",
         "_why",
         "aged",
-        "calls",
-        "draining",
-        "max_header_list",
         "max_streams",
         "opened_at",
         "pool",
@@ -71,11 +67,9 @@ class UpstreamConnection(Http2Connection, asyncio.BufferedProtocol):
         self.calls: dict[int, OfferedCall] = {}
         self.ready = False
         self.draining = False
-        """The server sent GOAWAY: no new calls."""
         self.max_streams = NO_LIMIT
         """The server's MAX_CONCURRENT_STREAMS."""
         self.max_header_list = NO_LIMIT
-        """The server's MAX_HEADER_LIST_SIZE, in bytes."""
         self.opened_at = 0.0
         self.aged = False
         """To be replaced as soon as there is another."""

@@ -5,14 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import uvloop
 
 from tests.conformance.table import Row, committed
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
 ROWS = pytest.StashKey[list[Row]]()
 """Where `make conformance` collects the outcomes; absent in other runs."""
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The event loop that the proxy runs on. asyncio's own would take its connections for another kind of protocol."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture

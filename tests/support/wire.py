@@ -131,7 +131,7 @@ class MemoryTransport:
 
 def feed(protocol: asyncio.BaseProtocol, data: bytes) -> None:
     """Hand bytes to a protocol as an event loop does it."""
-    if not isinstance(protocol, asyncio.BufferedProtocol):
+    if not hasattr(protocol, "get_buffer"):
         protocol.data_received(data)  # type: ignore[attr-defined]  # the other kind
         return
     while data:

@@ -4,11 +4,10 @@ import pytest
 
 from proxy.balancing.hash_ring import HashRing
 from proxy.balancing.settings import RingSettings
-from proxy.cluster import snapshot as module
 from proxy.cluster.cluster import Cluster
 from proxy.cluster.endpoint import Cause
 from proxy.cluster.settings import EndpointSettings
-from proxy.cluster.snapshot import ClusterSnapshot
+from proxy.cluster.snapshot import MAX_MEMO, ClusterSnapshot
 
 
 def cluster(*members: tuple[str, float], **ring: object) -> ClusterSnapshot:
@@ -51,11 +50,12 @@ def test_least_loaded_counts_calls_by_weight() -> None:
     assert [endpoint.id for endpoint in snapshot.least_loaded()] == ["C", "B", "A"]
 
 
-def test_the_memo_of_owners_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_MEMO", 10)
+def test_the_memo_of_owners_is_bounded() -> None:
     snapshot = cluster(("A", 1.0), ("B", 1.0))
-    for key in KEYS:
-        snapshot.owner(key)
-        assert len(snapshot._memo) <= 10
+    for number in range(MAX_MEMO):
+        snapshot.owner(b"%d" % number)
+    assert len(snapshot._memo) == MAX_MEMO
+    snapshot.owner(b"one more")
+    assert len(snapshot._memo) == 1
     snapshot.owner(b"k" * 4096)
     assert b"k" * 4096 not in snapshot._memo

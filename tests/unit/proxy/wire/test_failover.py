@@ -8,7 +8,7 @@ from __future__ import annotations
 import ngh2
 import pytest
 
-from proxy.forwarding.call import Call
+from proxy.transport.upstream import UpstreamConnection
 from tests.support.wire import PATH, Client, Exchange, Peer, Server, World, address_of, endpoints, frame, message
 
 
@@ -399,14 +399,15 @@ def test_a_bug_in_one_call_costs_that_call_and_no_other(
     lucky = client.request(message("chat-001"))
     world.run()
     server = world.at(world.owner("chat-001"))
-    original = Call.response_headers
+    handlers = UpstreamConnection._handlers
+    original = handlers[ngh2.ResponseReceived]
 
-    def buggy(call: Call, headers: object, *, end_stream: bool) -> None:
-        if call.sid == unlucky:
+    def buggy(connection: UpstreamConnection, event: ngh2.ResponseReceived) -> None:
+        if connection.calls[event.stream_id].sid == unlucky:
             raise ZeroDivisionError
-        original(call, headers, end_stream=end_stream)  # type: ignore[arg-type]
+        original(connection, event)
 
-    monkeypatch.setattr(Call, "response_headers", buggy)
+    monkeypatch.setitem(handlers, ngh2.ResponseReceived, buggy)
     server.respond(1)
     server.respond(3)
     world.run()
