@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 
 MAX_STREAMS: Final = 8_192
 """Streams per connection to a server that the connection's window has room for; the server sets the real limit."""
+CERTIFICATES: Final = "districhat_certificate_expiration_timestamp_seconds"
 REAP_EVERY: Final = 1.0
 """Seconds between two looks at the pools of removed endpoints."""
 
@@ -142,6 +143,8 @@ class DataPlane:
         """All numbers of this process."""
         told = await in_passes(gathered(self.forwarder, self.listener, self.pools))
         self._lag.tell(told)
+        for section, at in self.tls.expirations().items():
+            told.add(CERTIFICATES, at, section)
         told.add("districhat_workers", 1)
         told.add("districhat_workers_replaced_total", 0)
         told.add("districhat_worker_reports_lost_total", 0)

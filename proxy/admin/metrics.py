@@ -174,6 +174,13 @@ TABLE: Final = (
         "How late the event loop runs a timer, looked at ten times a second.",
         LAG_BOUNDS,
     ),
+    Row(
+        "districhat_certificate_expiration_timestamp_seconds",
+        "gauge",
+        ("certificate",),
+        "When the certificate of listener.tls or upstream.tls ends, or the first of its chain that does, in seconds "
+        "since the epoch. With workers: of the one that shows the oldest.",
+    ),
     Row("districhat_ready", "gauge", (), "1: clients may be sent here (as /readyz says)."),
     Row("districhat_ring_version", "gauge", (), "Number of the snapshot of members and weights that holds."),
     Row(

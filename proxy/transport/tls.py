@@ -56,7 +56,7 @@ class _Renewable:
 
     def __init__(self, section: str, files: Sequence[Path | None], interval: float) -> None:
         """`section`: the settings' key, for messages. `files`: those that matter. `interval`: seconds between looks."""
-        self._section = section
+        self.section = section
         self._files = [file for file in files if file is not None]
         self._interval = interval
         self._timer: Handle | None = None
@@ -94,9 +94,9 @@ class _Renewable:
         try:
             self._make()
         except ConfigError as error:
-            log.warning("the files of [%s] have changed, but the old ones stay: %s", self._section, error)
+            log.warning("the files of [%s] have changed, but the old ones stay: %s", self.section, error)
             return False
-        log.info("the files of [%s] have changed: new connections use them", self._section)
+        log.info("the files of [%s] have changed: new connections use them", self.section)
         return True
 
     def remind(self, now: datetime) -> None:
@@ -104,7 +104,7 @@ class _Renewable:
         left = (self.expires - now).days if self.expires is not None else REMIND_WITHIN
         if left < REMIND_WITHIN and left != self._reminded:
             what = f"expires in {left} days" if left >= 0 else "has expired"
-            log.warning("the certificate of [%s] %s", self._section, what)
+            log.warning("the certificate of [%s] %s", self.section, what)
         self._reminded = left
 
     def _look(self) -> list[bytes | None]:
@@ -133,7 +133,7 @@ class ServerTls(_Renewable):
     def _make(self) -> None:
         from proxy.transport import certificates  # noqa: PLC0415 - some 50 ms at the start that a proxy without TLS saves
 
-        settings, section = self._settings, self._section
+        settings, section = self._settings, self.section
         problems = _Problems()
         with problems:
             identity = certificates.read_identity(section, settings.certificate, settings.key)
@@ -173,7 +173,7 @@ class ClientTls(_Renewable):
     def _make(self) -> None:
         from proxy.transport import certificates  # noqa: PLC0415 - as above
 
-        settings, section = self._settings, self._section
+        settings, section = self._settings, self.section
         problems = _Problems()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = not self.by_identity
@@ -247,6 +247,10 @@ class Tls:
         """Look at the files now and then from now on, until `stop`."""
         for side in self._sides:
             side.watch(reactor)
+
+    def expirations(self) -> dict[str, float]:
+        """When the certificates that we show end, in seconds since the epoch, by the section that names them."""
+        return {side.section: side.expires.timestamp() for side in self._sides if side.expires is not None}
 
     def stop(self) -> None:
         """Look no more. May be called twice, and without `watch`."""

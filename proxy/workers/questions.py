@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, Literal
 
+from proxy.data_plane import CERTIFICATES
 from proxy.forwarding.stats import StatsSnapshot
 from proxy.workers.messages import Answer, Ask, Numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from proxy.admin.call_records import Kept
     from proxy.workers.process import WorkerProcess
@@ -37,6 +38,8 @@ class Questions:
         for worker in self._workers.values():
             told.merge(worker.numbers if worker in answered else counters_of(worker.numbers))
         told.merge(self._past)
+        if CERTIFICATES in told.values:
+            told.values[CERTIFICATES] = earliest(each.numbers.values.get(CERTIFICATES, {}) for each in answered)
         return told
 
     async def recent_keys(self) -> Collection[bytes]:
@@ -86,6 +89,15 @@ class Questions:
                 del self._answers[number]
                 answer.cancel()
         return [(worker, answer.result()) for worker, _, answer in asked if not answer.cancelled()]
+
+
+def earliest(times: Iterable[Mapping[tuple[str, ...], float]]) -> dict[tuple[str, ...], float]:
+    """Of each, the earliest: a worker may not have looked at a new certificate yet."""
+    found: dict[tuple[str, ...], float] = {}
+    for each in times:
+        for labels, at in each.items():
+            found[labels] = min(at, found.get(labels, at))
+    return found
 
 
 def counters_of(numbers: StatsSnapshot) -> StatsSnapshot:

@@ -9,15 +9,18 @@ import socket
 import ssl
 import sys
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from tests.integration.test_admin import admin_of
 from tests.support.backend_server import serving
 from tests.support.grpc_server import CLIENT_OPTIONS, EchoServer, closed_port, echo_servers, messages, server_of
-from tests.support.polling import PATIENCE, eventually, settled
+from tests.support.polling import PATIENCE, eventually, eventually_answers, settled
 from tests.support.proxy_process import ProxyProcess, Table, addresses, environment, proxy_process, toml
 from tests.support.tls import Authority, Certificate
 from tests.support.tools import need
@@ -513,8 +516,14 @@ async def test_the_proxys_own_certificate_is_renewed_towards_servers_too(
         await server.stop()
         server.credentials = certificate.server_credentials(later)
         await server.start()
-        await eventually(lambda: "A is reachable again" in proxy.log(), "the server's having the new certificate")
-        assert await served_by(proxy, certificate.client_credentials()) == "A"
+
+        async def served() -> bool:
+            try:
+                return await served_by(proxy, certificate.client_credentials()) == "A"
+            except grpc.aio.AioRpcError:  # it is not back yet
+                return False
+
+        await eventually_answers(served, "the server's having the new certificate")
 
 
 async def test_every_worker_has_the_new_certificate(tmp_path: Path, certificate: Certificate) -> None:
@@ -531,6 +540,41 @@ async def test_every_worker_has_the_new_certificate(tmp_path: Path, certificate:
         await eventually(lambda: proxy.log().count(noticed) == 2, "both workers' noticing it")
         for _ in range(10):
             assert await served_by(proxy, grpc.ssl_channel_credentials(fresh.pem)) == "A"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_the_metrics_say_when_each_certificate_ends(tmp_path: Path, ca: Authority, workers: int) -> None:
+    soon = datetime.now(UTC).replace(microsecond=0) + timedelta(days=5)
+    mine, shown = ca.issue("127.0.0.1", not_after=soon), ca.issue("proxy.test", file="client")
+    async with (
+        echo_servers("A", credentials=mine.server_credentials()) as servers,
+        secure_proxy(
+            *(tmp_path, mine, *servers),
+            upstream={"ca": str(ca.file), **shown.table},
+            tables={"listener": {"workers": workers}, "admin": {"address": "127.0.0.1:0"}},
+            reload_interval=OFTEN,
+        ) as proxy,
+        admin_of(proxy) as admin,
+    ):
+
+        async def ends() -> dict[str, float]:
+            async with admin.get("/metrics") as response:
+                text = await response.text()
+            name = "districhat_certificate_expiration_timestamp_seconds"
+            (family,) = [each for each in text_string_to_metric_families(text) if each.name == name]
+            return {sample.labels["certificate"]: sample.value for sample in family.samples}
+
+        first = await ends()
+        assert first.keys() == {"listener.tls", "upstream.tls"}
+        assert first["listener.tls"] == soon.timestamp()
+        assert first["upstream.tls"] > soon.timestamp()
+        later = soon + timedelta(days=90)
+        ca.again(mine, "127.0.0.1", not_after=later)
+
+        async def renewed() -> bool:
+            return await ends() == {**first, "listener.tls": later.timestamp()}
+
+        await eventually_answers(renewed, "the end of the new certificate")
 
 
 # The end.

@@ -44,9 +44,9 @@ class Authority:
             issued.write(self._ca.issue_cert(*names, **options))
         return issued
 
-    def again(self, certificate: Certificate, *names: str) -> None:
+    def again(self, certificate: Certificate, *names: str, **options: Any) -> None:
         """Another certificate in the same files."""
-        certificate.write(self._ca.issue_cert(*names))
+        certificate.write(self._ca.issue_cert(*names, **options))
 
     def _with_uris(self, names: tuple[str, ...], key: ec.EllipticCurvePublicKey) -> bytes:
         """What trustme has no words for: a certificate with URIs among its names."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 from proxy.forwarding.stats import StatsSnapshot
 from proxy.workers.knowledge import added_up
 from proxy.workers.process import why_ended
-from proxy.workers.questions import counters_of
+from proxy.workers.questions import counters_of, earliest
 from proxy.workers.supervisor import core_count
 
 
 def test_figures_are_added_up_key_by_key() -> None:
     assert added_up([{"A": 1, "B": 2}, {"B": 3}, {}]) == {"A": 1, "B": 5}
+
+
+def test_of_times_that_every_worker_tells_the_earliest_counts() -> None:
+    assert earliest([{("a",): 2.0, ("b",): 3.0}, {}, {("a",): 1.0}]) == {("a",): 1.0, ("b",): 3.0}
 
 
 def test_of_a_worker_that_is_no_more_only_what_grows_is_kept() -> None:
