@@ -10,49 +10,19 @@ import grpc
 import grpc.aio
 import pytest
 
-from tests.support.grpc_server import EchoServer, channel, echo_servers, server_of
-from tests.support.polling import eventually
+from tests.support.grpc_server import GATED, Gate, channel, echo_servers, server_of
 from tests.support.proxy_process import ProxyProcess, addresses, proxy_process, toml
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
-    from tests.support.grpc_server import Context, ReceivedCall
-
 IDS = ("Server-A", "Server-B", "Server-C")
-METHOD = "/any.Service/Gated"
-
-
-class Gate:
-    """A method that answers only when the gate is open: so the calls are in flight together, and not by chance."""
-
-    def __init__(self, servers: Sequence[EchoServer]) -> None:
-        self._open = asyncio.Event()
-        self._servers = servers
-        for server in servers:
-            server.scripts[METHOD] = self._serve
-
-    async def _serve(self, call: ReceivedCall, context: Context) -> None:
-        message = await context.read()
-        assert isinstance(message, bytes)
-        call.requests.append(message)
-        await self._open.wait()
-        await context.write(message)
-
-    async def open_at(self, active: int) -> None:
-        """Let everything through once so many calls are inside."""
-        await eventually(lambda: self.active() >= active, f"{active} calls at the servers")
-        self._open.set()
-
-    def active(self) -> int:
-        return sum(server.active for server in self._servers)
 
 
 async def _call(client: grpc.aio.Channel, proxy: ProxyProcess, number: int) -> None:
     key = f"chat-{number}"
     body = f"{key} says hello ".encode() * (1 + number % 40)
-    call = client.unary_unary(METHOD)(body, metadata=(("x-chat-id", key),))
+    call = client.unary_unary(GATED)(body, metadata=(("x-chat-id", key),))
     assert await call == body
     assert await server_of(call) == proxy.owner(key)
 
@@ -105,7 +75,7 @@ async def test_calls_beyond_what_may_wait_fail_and_do_not_move_to_another_server
         gate = Gate(servers)
         key = proxy.key_of("Server-B")
         # In turn, so that it is known which are over the limit.
-        calls = [client.unary_unary(METHOD)(b"%d" % number, metadata=(("x-chat-id", key),)) for number in range(12)]
+        calls = [client.unary_unary(GATED)(b"%d" % number, metadata=(("x-chat-id", key),)) for number in range(12)]
         over = await asyncio.gather(*calls, gate.open_at(2), return_exceptions=True)
         failed = [result for result in over if isinstance(result, grpc.aio.AioRpcError)]
         assert len(failed) == 12 - 2 - 3

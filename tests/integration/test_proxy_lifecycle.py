@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from tests.support.grpc_server import EchoServer, channel, closed_port, echo_servers
+from tests.support.grpc_server import GATED, Gate, channel, closed_port, echo_servers
 from tests.support.messages import framed
 from tests.support.polling import eventually
 from tests.support.proxy_process import PATIENCE, ProxyProcess, addresses, environment, proxy_process, toml
@@ -23,34 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from tests.support.grpc_server import Context, ReceivedCall
-
-GATED = "/any.Service/Gated"
 UNARY = "/any.Service/Unary"
 
 
-class Gated:
-    """A server whose calls of `GATED` answer their first message when `gate` is set."""
-
-    def __init__(self, server: EchoServer) -> None:
-        self.server = server
-        self.gate = asyncio.Event()
-        server.scripts[GATED] = self._serve
-
-    async def _serve(self, _call: ReceivedCall, context: Context) -> None:
-        message = await context.read()
-        assert isinstance(message, bytes)
-        await self.gate.wait()
-        await context.write(message)
-
-    async def inside(self, calls: int) -> None:
-        await eventually(lambda: self.server.active >= calls, f"{calls} calls at the server")
-
-
 @pytest.fixture
-async def gated() -> AsyncIterator[Gated]:
-    async with echo_servers("Server-A") as (server,):
-        yield Gated(server)
+async def gate() -> AsyncIterator[Gate]:
+    async with echo_servers("Server-A") as servers:
+        yield Gate(servers)
 
 
 async def _refuses(proxy: ProxyProcess) -> None:
@@ -85,65 +64,65 @@ async def _run(directory: Path, config: str) -> tuple[int | None, str, str]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_at_the_end_running_calls_finish_and_new_connections_are_refused(
-    gated: Gated, tmp_path: Path, number: signal.Signals
+    gate: Gate, tmp_path: Path, number: signal.Signals
 ) -> None:
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(
-            proxy_process(tmp_path, toml(addresses(gated.server), listener={"drain_grace": 60}))
+            proxy_process(tmp_path, toml(addresses(*gate.servers), listener={"drain_grace": 60}))
         )
         clients = [await stack.enter_async_context(channel(proxy.address)) for _ in range(4)]
         idle = await stack.enter_async_context(raw_client(proxy.port))
         await idle.pinged()
         calls = [clients[number % 4].unary_unary(GATED)(b"%d" % number) for number in range(100)]
-        await gated.inside(100)
+        await gate.inside(100)
         proxy.signal(number)
         await _refuses(proxy)
         await idle.until(lambda: idle.goaways, "GOAWAY")
         assert {code for code, _ in idle.goaways} == {0}
-        gated.gate.set()
+        gate.open()
         assert await asyncio.gather(*calls) == [b"%d" % number for number in range(100)]
         assert await proxy.ended() == 0
 
 
-async def test_a_client_is_asked_first_and_then_told_to_make_no_more_calls(gated: Gated, tmp_path: Path) -> None:
-    config = toml(addresses(gated.server), listener={"drain_grace": 60})
+async def test_a_client_is_asked_first_and_then_told_to_make_no_more_calls(gate: Gate, tmp_path: Path) -> None:
+    config = toml(addresses(*gate.servers), listener={"drain_grace": 60})
     async with proxy_process(tmp_path, config) as proxy, raw_client(proxy.port) as client:
         stream = client.request(GATED)
         client.send(stream, framed(b"running"), end=True)
-        await gated.inside(1)
+        await gate.inside(1)
         proxy.signal(signal.SIGTERM)
         await client.until(lambda: len(client.goaways) == 2, "two GOAWAYs")
         assert client.goaways == [(0, 2**31 - 1), (0, stream)]
         assert not client.pinged_before_goaway, "the answer to the PING must prove that the GOAWAY was seen"
-        gated.gate.set()
+        gate.open()
         assert (await client.over(stream)).status == b"0"
         await client.until(client.closed.is_set, "the connection's end")
 
 
-async def test_a_stream_that_never_ends_is_cut_off_at_the_end_of_the_grace(gated: Gated, tmp_path: Path) -> None:
-    config = toml(addresses(gated.server), listener={"drain_grace": 0.5})
+async def test_a_stream_that_never_ends_is_cut_off_at_the_end_of_the_grace(gate: Gate, tmp_path: Path) -> None:
+    config = toml(addresses(*gate.servers), listener={"drain_grace": 0.5})
     async with proxy_process(tmp_path, config) as proxy, channel(proxy.address) as client:
         proxy.cuts_off = True
         call = client.stream_stream(GATED)()
         await call.write(b"never answered")
-        await gated.inside(1)
+        await gate.inside(1)
         proxy.signal(signal.SIGTERM)
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
         assert await proxy.ended() == 0
         assert "1 calls did not finish" in proxy.log()
-        await eventually(lambda: gated.server.calls[0].cancelled, "the cancellation at the server")
+        await eventually(lambda: gate.servers[0].calls[0].cancelled, "the cancellation at the server")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_second_signal_ends_the_drain_at_once(gated: Gated, tmp_path: Path, number: signal.Signals) -> None:
-    config = toml(addresses(gated.server), listener={"drain_grace": 3600})
+async def test_a_second_signal_ends_the_drain_at_once(gate: Gate, tmp_path: Path, number: signal.Signals) -> None:
+    config = toml(addresses(*gate.servers), listener={"drain_grace": 3600})
     async with AsyncExitStack() as stack:
         process = proxy_process(tmp_path, config)
         proxy = await process.__aenter__()
         client = await stack.enter_async_context(channel(proxy.address))
         call = client.stream_stream(GATED)()
         await call.write(b"never answered")
-        await gated.inside(1)
+        await gate.inside(1)
         proxy.signal(number)
         await eventually(lambda: "draining" in proxy.log(), "the drain")
         proxy.signal(number)
@@ -159,8 +138,8 @@ async def test_without_clients_it_ends_at_once_whatever_the_servers_do(tmp_path:
             assert await proxy.ended() == 0
 
 
-async def test_idle_clients_do_not_hold_up_the_end(gated: Gated, tmp_path: Path) -> None:
-    config = toml(addresses(gated.server), listener={"drain_grace": 3600})
+async def test_idle_clients_do_not_hold_up_the_end(gate: Gate, tmp_path: Path) -> None:
+    config = toml(addresses(*gate.servers), listener={"drain_grace": 3600})
     async with proxy_process(tmp_path, config) as proxy, channel(proxy.address) as client:
         assert await client.unary_unary(UNARY)(b"done") == b"done"
         proxy.signal(signal.SIGTERM)
@@ -168,16 +147,16 @@ async def test_idle_clients_do_not_hold_up_the_end(gated: Gated, tmp_path: Path)
 
 
 async def test_a_rolling_restart_of_the_proxy_behind_one_address_fails_no_call_that_waits(
-    gated: Gated, tmp_path: Path
+    gate: Gate, tmp_path: Path
 ) -> None:
-    config = toml(addresses(gated.server))
+    config = toml(addresses(*gate.servers))
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(proxy_process(tmp_path, config))
         client = await stack.enter_async_context(channel(first.address))
         assert await client.unary_unary(UNARY)(b"1") == b"1"
         first.signal(signal.SIGTERM)
         assert await first.ended() == 0
-        same_port = toml(addresses(gated.server), listener={"address": first.address})
+        same_port = toml(addresses(*gate.servers), listener={"address": first.address})
         second_directory = tmp_path / "second"
         second_directory.mkdir()
         await stack.enter_async_context(proxy_process(second_directory, same_port))

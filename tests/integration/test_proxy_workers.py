@@ -18,7 +18,7 @@ from proxy.workers import supervisor
 from tests.integration.test_admin import admin_of, get
 from tests.integration.test_proxy_reload import Load
 from tests.integration.test_proxy_takeover import free_port
-from tests.support.grpc_server import EchoServer, channel, echo_servers, server_of
+from tests.support.grpc_server import GATED, EchoServer, Gate, channel, echo_servers, server_of
 from tests.support.polling import eventually
 from tests.support.proxy_process import PATIENCE, ProxyProcess, addresses, proxy_process, toml
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(not supervisor.SUPPORTED, reason="needs Linux: SO_REUSEPORT that spreads, pidfd")
 
 UNARY = "/any.Service/Unary"
-GATED = "/any.Service/Gated"
 
 
 class Process(Protocol):
@@ -117,30 +116,23 @@ async def test_two_workers_agree_on_every_owner(tmp_path: Path) -> None:
 
 
 async def test_a_killed_worker_costs_its_own_calls_alone_and_is_replaced(tmp_path: Path) -> None:
-    gate = asyncio.Event()
-
-    async def gated(_call: ReceivedCall, context: Context) -> None:
-        await context.read()
-        await gate.wait()
-        await context.write(b"late")
-
     async with (
         echo_servers("Server-A") as (server,),
         proxy_process(tmp_path, config(server)) as proxy,
         client_of_each(proxy) as clients,
         admin_of(proxy) as admin,
     ):
-        server.scripts[GATED] = gated
+        gate = Gate([server])
         calls = {pid: client.unary_unary(GATED)(b"body") for pid, client in clients.items()}
-        await eventually(lambda: server.active == 2, "a call through each")
+        await gate.inside(2)
         victim, survivor = clients
         os.kill(victim, signal.SIGKILL)
         with pytest.raises(grpc.aio.AioRpcError) as lost:
             await calls[victim]
         assert lost.value.code() == grpc.StatusCode.UNAVAILABLE
         await eventually(lambda: len(children(proxy)) == 2 and victim not in children(proxy), "its replacement")
-        gate.set()
-        assert await calls[survivor] == b"late"
+        gate.open()
+        assert await calls[survivor] == b"body"
         assert "was ended by SIGKILL: the calls that it had are lost; it is replaced at once" in proxy.log()
         proxy.expects("was ended by SIGKILL")
         async with client_of_each(proxy) as again:
@@ -371,22 +363,15 @@ async def test_a_displaced_chat_stays_where_it_is_whichever_worker_its_calls_arr
 
 async def test_the_load_of_all_workers_is_one(tmp_path: Path) -> None:
     """Two calls here and two there are four, for the limit and for the operator."""
-    gate = asyncio.Event()
-
-    async def gated(_call: ReceivedCall, context: Context) -> None:
-        await context.read()
-        await gate.wait()
-        await context.write(b"late")
-
     async with (
         echo_servers("Server-A") as (server,),
         proxy_process(tmp_path, config(server, limits={"max_calls_per_endpoint": 4})) as proxy,
         client_of_each(proxy) as clients,
         admin_of(proxy) as admin,
     ):
-        server.scripts[GATED] = gated
+        gate = Gate([server])
         calls = [client.unary_unary(GATED)(b"body") for client in clients.values() for _ in range(2)]
-        await eventually(lambda: server.active == 4, "four calls")
+        await gate.inside(4)
 
         async with asyncio.timeout(PATIENCE):
             while (await get(admin, "/api/endpoints"))["endpoints"][0]["active_calls"] != 4:
@@ -401,8 +386,8 @@ async def test_the_load_of_all_workers_is_one(tmp_path: Path) -> None:
                     refused += 1
                 else:
                     probe.cancel()
-        gate.set()
-        assert [await call for call in calls] == [b"late"] * 4
+        gate.open()
+        assert [await call for call in calls] == [b"body"] * 4
 
 
 async def test_the_numbers_of_all_workers_are_added_up_and_those_of_a_dead_one_stay(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
+from tests.support.polling import eventually
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
     from pathlib import Path
 
     Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -32,6 +34,8 @@ SERVER_OPTIONS: dict[str, int] = {
     "grpc.max_concurrent_streams": 100_000,
 }
 
+GATED = "/any.Service/Gated"
+"""See `Gate`."""
 SERVER_ID = "x-server"
 """Initial metadata in which every server says who it is."""
 
@@ -180,6 +184,38 @@ class EchoServer(grpc.GenericRpcHandler):
         finally:
             self.active -= 1
             call.finished.set()
+
+
+class Gate:
+    """Servers whose calls of `GATED` get their first message back only when the gate is open: so calls are in flight
+    together, and not by chance.
+    """
+
+    def __init__(self, servers: Sequence[EchoServer]) -> None:
+        self.servers = servers
+        self._open = asyncio.Event()
+        for server in servers:
+            server.scripts[GATED] = self._serve
+
+    async def inside(self, calls: int) -> None:
+        """Wait for so many calls at the servers."""
+        await eventually(lambda: sum(server.active for server in self.servers) >= calls, f"{calls} calls inside")
+
+    def open(self) -> None:
+        """Let everything through, from now on."""
+        self._open.set()
+
+    async def open_at(self, calls: int) -> None:
+        """Let everything through once so many calls are inside."""
+        await self.inside(calls)
+        self.open()
+
+    async def _serve(self, call: ReceivedCall, context: Context) -> None:
+        message = await context.read()
+        assert isinstance(message, bytes)
+        call.requests.append(message)
+        await self._open.wait()
+        await context.write(message)
 
 
 async def messages(context: Context) -> AsyncIterator[bytes]:
