@@ -76,7 +76,7 @@ def _bench(options: argparse.Namespace) -> int:
     machine = describe(plan)
     runs, problems = measure(plan, progress)
     summaries = summarise(runs)
-    found = ratios(summaries, OURS.name)
+    found = ratios(summaries, [each.name for each in OURS])
     report = text(summaries, found, machine)
     print(report, end="")
     _write(options.json, as_json(runs, summaries, found, machine))
@@ -86,8 +86,8 @@ def _bench(options: argparse.Namespace) -> int:
     if options.write:
         _write(RESULTS / "bench.json", as_json(runs, summaries, found, machine))
         _write(RESULTS / "bench.txt", report)
-        chart.draw(RESULTS / "bench.png", summaries, OURS.name, f"{machine['cpu']}, {machine['kernel']}")
-        write_between(README, BEGIN, END, markdown(summaries, found, machine, plan.rounds, OURS.name))
+        chart.draw(RESULTS / "bench.png", summaries, OURS[0].name, f"{machine['cpu']}, {machine['kernel']}")
+        write_between(README, BEGIN, END, markdown(summaries, found, machine, plan.rounds))
         progress("wrote bench.json, bench.txt and bench.png in bench/results, and the figures in README.md")
     if problems:
         raise BenchError("\n".join(problems))
@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         type=names(PEERS),
         default=everybody,
         metavar="A,B",
-        help="which proxies (default: all but unmetered and compiled)",
+        help="which proxies (default: all but unmetered)",
     )
     add("--scenarios", type=names(SCENARIOS), default=everything, metavar="A,B", help="which loads (default: all)")
     add("--rounds", type=number(int, 1, 1000), default=5, metavar="N", help="measured runs of each (default: 5)")

@@ -105,9 +105,11 @@ def _summary(scenario: str, peer: str, runs: Sequence[Run]) -> Summary:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Our median over another peer's, in one scenario: below 1 we are cheaper, or faster."""
+    """The median of a build of ours over another peer's, in one scenario: below 1 we are cheaper, or faster."""
 
     scenario: str
+    ours: str
+    """Which build."""
     peer: str
     measure: str
     """`CPU` per unit, or `p99` of the latencies."""
@@ -124,27 +126,27 @@ class Ratio:
         """The row of the table."""
         verdict = {None: "", True: "met", False: "MISSED"}[self.met]
         goal = "" if self.goal is None else f"{self.goal:g}"
-        return (self.scenario, self.peer, self.measure, f"{self.ratio:.2f}", goal, verdict)
+        return (self.scenario, f"{self.ours} / {self.peer}", self.measure, f"{self.ratio:.2f}", goal, verdict)
 
 
-def ratios(summaries: Sequence[Summary], ours: str, goals: Sequence[Goal] = GOALS) -> list[Ratio]:
-    """Ours against each other peer in the same scenario. Empty if we were not measured, or nobody else was.
+def ratios(summaries: Sequence[Summary], ours: Sequence[str], goals: Sequence[Goal] = GOALS) -> list[Ratio]:
+    """Each build of ours against each other peer in the same scenario. Empty if we were not measured, or nobody else.
 
     A summary with failed calls is left out: a failed call is cheap, and must not look like a fast one.
     """
     limits = {(goal.scenario, goal.peer, goal.measure): goal.limit for goal in goals}
-    good = [summary for summary in summaries if not summary.failed]
-    base = {summary.scenario: summary for summary in good if summary.peer == ours}
+    good = {(summary.peer, summary.scenario): summary for summary in summaries if not summary.failed}
     found = []
-    for summary in good:
-        own = base.get(summary.scenario)
-        if summary.peer == ours or own is None:
-            continue
-        key = (summary.scenario, summary.peer)
-        found.append(Ratio(*key, "CPU", own.cpu_us / summary.cpu_us, limits.get((*key, "CPU"))))
-        if own.latencies and summary.latencies:
-            late = own.latencies.p99 / summary.latencies.p99
-            found.append(Ratio(*key, "p99", late, limits.get((*key, "p99"))))
+    for build in ours:
+        for (peer, scenario), summary in good.items():
+            own = good.get((build, scenario))
+            if peer in ours or own is None:
+                continue
+            ratio = own.cpu_us / summary.cpu_us
+            found.append(Ratio(scenario, build, peer, "CPU", ratio, limits.get((scenario, peer, "CPU"))))
+            if own.latencies and summary.latencies:
+                late = own.latencies.p99 / summary.latencies.p99
+                found.append(Ratio(scenario, build, peer, "p99", late, limits.get((scenario, peer, "p99"))))
     return found
 
 
@@ -153,11 +155,19 @@ def text(summaries: Sequence[Summary], found: Sequence[Ratio], machine: Mapping[
     lines = [f"{label:12} {value}" for label, value in machine.items()]
     lines += ["", *aligned(_COLUMNS, [summary.cells() for summary in summaries])]
     if found:
-        columns = ("scenario", "ours /", "of", "ratio", "goal", "")
+        columns = ("scenario", "ours / peer", "of", "ratio", "goal", "")
         lines += ["", *aligned(columns, [ratio.cells() for ratio in found])]
-        goals = [ratio.met for ratio in found if ratio.met is not None]
-        lines += ["", f"{sum(goals)} of {len(goals)} goals met"]
+    for build, goals in _goals_by_build(found):
+        lines += ["", f"{build}: {sum(goal.met is True for goal in goals)} of {len(goals)} goals met"]
     return "\n".join(lines) + "\n"
+
+
+def _goals_by_build(found: Sequence[Ratio]) -> list[tuple[str, list[Ratio]]]:
+    """For each build of ours the ratios that have a goal."""
+    return [
+        (build, [each for each in found if each.ours == build and each.met is not None])
+        for build in dict.fromkeys(each.ours for each in found)
+    ]
 
 
 def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -186,35 +196,35 @@ def as_json(
     return json.dumps(document, indent=1) + "\n"
 
 
-def markdown(
-    summaries: Sequence[Summary], found: Sequence[Ratio], machine: Mapping[str, str], rounds: int, ours: str
-) -> str:
+def markdown(summaries: Sequence[Summary], found: Sequence[Ratio], machine: Mapping[str, str], rounds: int) -> str:
     """The figures for the README: CPU per unit and the ratios, a row a scenario, a column a peer."""
     peers = list(dict.fromkeys(summary.peer for summary in summaries))
     cells = {(summary.scenario, summary.peer): summary for summary in summaries}
-    by_key = {(ratio.scenario, ratio.peer): ratio for ratio in found if ratio.measure == "CPU"}
+    builds = list(dict.fromkeys(ratio.ours for ratio in found))
+    shares = {(r.scenario, r.peer, r.ours): f"{r.ratio:.2f}" for r in found if r.measure == "CPU"}
     lines = [f"| load | {' | '.join(peers)} |", "|---" * (len(peers) + 1) + "|"]
     for scenario in dict.fromkeys(summary.scenario for summary in summaries):
         row = []
         for peer in peers:
-            summary, ratio = cells.get((scenario, peer)), by_key.get((scenario, peer))
-            share = f" ({ratio.ratio:.2f})" if ratio else ""
+            summary = cells.get((scenario, peer))
+            known = [shares[scenario, peer, build] for build in builds if (scenario, peer, build) in shares]
+            share = f" ({', '.join(known)})" if known else ""
             row.append("" if summary is None else f"{summary.cpu_us:.1f}{share}" if not summary.failed else "failed")
         lines.append(f"| {scenario}, us/{SCENARIOS[scenario].unit} | {' | '.join(row)} |")
     lines += _latency_rows(cells, peers)
-    goals = [ratio for ratio in found if ratio.met is not None]
-    missed = [f"{r.scenario} {r.peer} {r.measure} {r.ratio:.2f} (goal {r.goal:g})" for r in goals if not r.met]
     about = (
-        f"Medians of {rounds} interleaved rounds; in brackets {ours}'s figure divided by that peer's: below 1, {ours}"
-        " is the cheaper one. What the loads are: `python -m bench --help`."
+        f"Medians of {rounds} interleaved rounds; in brackets the figure of {' and of '.join(builds)} divided by that"
+        " peer's: below 1 is cheaper than the peer. What the loads are: `python -m bench --help`."
     )
-    verdict = f"Goals met: {len(goals) - len(missed)} of {len(goals)}."
-    if missed:
-        verdict += f" Missed: {', '.join(missed)}."
+    verdicts = []
+    for build, goals in _goals_by_build(found):
+        missed = [f"{r.scenario} {r.peer} {r.measure} {r.ratio:.2f} (goal {r.goal:g})" for r in goals if not r.met]
+        met = f"`{build}` meets {len(goals) - len(missed)} of {len(goals)} goals"
+        verdicts += ["", f"{met}; missed: {', '.join(missed)}." if missed else f"{met}."]
     made_on = (machine["cpu"], machine["kernel"], f"Python {machine['python']}", machine["packages"])
     chart = "![CPU of the proxy by load, relative to ours](bench/results/bench.png)"
     return (
-        "\n".join([chart, "", *lines, "", about, "", verdict, "", f"{'; '.join((*made_on, machine['programs']))}."])
+        "\n".join([chart, "", *lines, "", about, *verdicts, "", f"{'; '.join((*made_on, machine['programs']))}."])
         + "\n"
     )
 

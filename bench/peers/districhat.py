@@ -80,5 +80,4 @@ COMPILED = replace(
     name="compiled",
     about="this project's compiled build (`make compiled`), otherwise the same",
     command=_compiled_command,
-    on_request=True,
 )

@@ -9,8 +9,8 @@ from bench.peers import aio_passthrough, districhat, envoy, haproxy, nginx
 if TYPE_CHECKING:
     from bench.peers.base import Peer
 
-OURS = districhat.PEER
-"""The numerator of the ratios."""
+OURS = (districhat.PEER, districhat.COMPILED)
+"""The numerators of the ratios: our builds, the default one first."""
 
 PEERS: dict[str, Peer] = {
     peer.name: peer

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.cpu import Cores
+from bench.peers.districhat import PEER as OURS
 from bench.peers.programs import installed
-from bench.peers.table import OURS
 from bench.runner import Plan, measure
 from bench.scenarios import SCENARIOS
 from tests.support.tools import need

@@ -68,5 +68,5 @@ def test_peers_name_scenarios_that_exist():
 
 
 def test_names_can_be_listed_with_commas():
-    assert OURS.name in PEERS
+    assert all(each.name in PEERS for each in OURS)
     assert not any("," in name or " " in name for name in PEERS)
