@@ -70,8 +70,8 @@ class RequestHead:
         """`grpc-encoding`: how messages with the compressed flag are compressed."""
         self.key = fields.get(route.metadata, b"") if route.metadata is not None else b""
         """The key, on a route that takes it from metadata; empty if it is not there."""
-        self.size = sum(len(name) + len(value) + 32 for name, value in headers) + ADDED
-        """What the list counts for at a server (RFC 9113, 6.5.2: 32 bytes a field), with what we may add to it."""
+        self.size = size_of(headers) + ADDED
+        """What the list counts for at a server, with what we may add to it."""
         self.explain = False
         """The client wants to be told where the call went, and why."""
         self.watched = False
@@ -167,7 +167,7 @@ class RequestHeads:
         return head
 
     def _limit(self, head: RequestHead, headers: Headers) -> None:
-        size = sum(len(name) + len(value) + 32 for name, value in headers)
+        size = size_of(headers)
         if size > self._max_size:
             problem = f"the call has {size} bytes of metadata, more than {self._max_size}"
         elif len(headers) > self._max_count:
@@ -221,6 +221,35 @@ def _rejection(fields: dict[bytes, bytes], path: str) -> Headers:
     if not path.startswith("/"):  # grpc-go CVE-2026-33186: a path without the slash slips past rules made for it
         return tuple(trailers_only(Status.UNIMPLEMENTED, f"malformed method name: {path!r}"))
     return ()
+
+
+def size_of(headers: Headers) -> int:
+    """What a list counts for in MAX_HEADER_LIST_SIZE (RFC 9113, 6.5.2: 32 bytes a field)."""
+    return sum([len(name) + len(value) for name, value in headers]) + 32 * len(headers)
+
+
+def cut_to(headers: Headers, limit: int) -> Headers:
+    """What of an answer of our own a client takes that takes `limit` bytes: the status above all, then a pushback, the
+    message if there is room for all of it, the rest. Empty: not even what makes it an answer.
+    """
+    if size_of(headers) <= limit:
+        return headers
+    kept = []
+    room = limit
+    for field in sorted(headers, key=lambda field: _IMPORTANCE.get(field[0], len(_IMPORTANCE))):
+        size = size_of((field,))
+        if size <= room:
+            kept.append(field)
+            room -= size
+        elif field[0] in _INDISPENSABLE:
+            return ()
+    return tuple(kept)
+
+
+_INDISPENSABLE: Final = (b":status", b"content-type", b"grpc-status")
+_IMPORTANCE: Final = {
+    name: rank for rank, name in enumerate((*_INDISPENSABLE, PUSHBACK, b"grpc-message", b"grpc-accept-encoding"))
+}
 
 
 # Trailers-only statuses after which the same call may do better elsewhere or later (gRPC, "Status codes").

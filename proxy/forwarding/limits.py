@@ -28,6 +28,7 @@ class LimitCounters:
         "frame_timeout",
         "idle_timeout",
         "metadata",
+        "metadata_for_client",
         "metadata_for_server",
         "preface_timeout",
         "premature_resets",
@@ -73,6 +74,8 @@ class LimitCounters:
         """`listener.idle_timeout`: a client without calls was asked to leave."""
         self.metadata = 0
         """`listener.max_header_list_size` or `max_header_count`: a call was refused."""
+        self.metadata_for_client = 0
+        """The client's own MAX_HEADER_LIST_SIZE: a call ended because its response has more."""
         self.metadata_for_server = 0
         """The server's own MAX_HEADER_LIST_SIZE: a call was refused."""
         self.preface_timeout = 0

@@ -58,7 +58,7 @@ class OfferedCall(AnsweredCall):
                 forwarder.stats.retries[walk.outcome] += 1
             self._offer(endpoint)
         elif walk.answer is not None:
-            self._reply(walk.answer)
+            self._pass_on(walk.answer)
         elif quarantined:
             self._turn_back(quarantined)
         else:
@@ -203,7 +203,6 @@ class OfferedCall(AnsweredCall):
         self.buffer = None
         if self.kept:
             self._uncount()
-        self.response_started = True
         if self.try_timer is not None:
             self._stop_try()
         if self.walk is not None:
@@ -212,6 +211,13 @@ class OfferedCall(AnsweredCall):
         if forwarder.detector.troubled:
             forwarder.detector.began(self.key)
         down = self.down
+        # See `response_trailers`.
+        if down.fitting_headers is not None and headers != down.fitting_headers and self._has_long_headers(headers):
+            if not (end_stream and self.request_ended):
+                self._abandon(ErrorCode.CANCEL)
+            self._refuse_long(headers)
+            return
+        self.response_started = True
         down.engine.send_response(self.sid, headers, end_stream=end_stream)
         if not down.dirty:
             down.mark_dirty()
@@ -261,6 +267,13 @@ class OfferedCall(AnsweredCall):
             self._offer_next(walk)
         return True
 
+    def _pass_on(self, answer: Headers) -> None:
+        """Give the client the answer of a server that was left, for want of a better one."""
+        if self.down.fitting_headers is not None and self._has_long_headers(answer):
+            self._refuse_long(answer)
+        else:
+            self._reply(answer)
+
     def _patience(self) -> float:
         """Seconds that a server may tell the call to wait."""
         if self.deadline is None:
@@ -273,7 +286,7 @@ class OfferedCall(AnsweredCall):
         if walk.may_move(Outcome.ANSWERED, self.head, endpoint):
             self._offer_next(walk)
         elif walk.answer is not None:
-            self._reply(walk.answer)
+            self._pass_on(walk.answer)
 
     def try_timed_out(self) -> None:
         """The server did not begin its response within the route's `per_try_timeout`."""

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 from proxy.http2 import Http2Connection
 
 if TYPE_CHECKING:
+    from proxy.forwarding.headers import Headers
     from proxy.forwarding.offered import OfferedCall
 
 
 class Downstream(Http2Connection):
     """The client's connection, as a call sees it."""
 
-    __slots__ = ("address", "kept", "unreleased")
+    __slots__ = ("address", "fitting_headers", "fitting_trailers", "kept", "max_header_list", "unreleased")
 
     address: str | None
     """The client's address without its port, if it has one."""
@@ -24,6 +25,11 @@ class Downstream(Http2Connection):
     """Bytes of requests kept for its calls, in the larger replay buffers."""
     unreleased: int
     """Streams that the client has reset, and whose servers have not been told yet."""
+    max_header_list: int
+    """Its MAX_HEADER_LIST_SIZE, in bytes."""
+    fitting_headers: Headers | None
+    fitting_trailers: Headers | None
+    """The last of a response that were within it; None: it is more than any response may have."""
 
 
 class Upstream(Http2Connection):

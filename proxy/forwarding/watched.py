@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.forwarding.call import Call
 from proxy.forwarding.call_record import Attempt, CallRecord, record_of
-from proxy.forwarding.headers import INTERNAL_PREFIX, Headers
+from proxy.forwarding.headers import INTERNAL_PREFIX, Headers, size_of
 from proxy.grpc_wire.status import bounded
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ class WatchedCall(Call):
         if not self.head.explain:
             return headers
         said = tuple(each for each in headers if not each[0].startswith(INTERNAL_PREFIX))
-        return (*said, *self._explanation())
+        explained = (*said, *self._explanation())
+        return explained if size_of(explained) <= self.down.max_header_list else said
 
     def _explanation(self) -> Headers:
         snapshot = self.snapshot

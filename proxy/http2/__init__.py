@@ -33,6 +33,7 @@ from proxy.http2.connection import SLICE, Http2Connection, Wire
 from proxy.http2.engine import (
     EMPTY_SETTINGS,
     MAX_STREAM_ID,
+    NO_LIMIT,
     Engine,
     Limits,
     client_engine,
@@ -47,6 +48,7 @@ from proxy.http2.pass_clock import PASS_BOUNDS, PassClock
 __all__ = [
     "EMPTY_SETTINGS",
     "MAX_STREAM_ID",
+    "NO_LIMIT",
     "PASS_BOUNDS",
     "SLICE",
     "Backlog",

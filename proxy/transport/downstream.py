@@ -14,6 +14,7 @@ from proxy.forwarding.peers import Downstream
 from proxy.forwarding.watched import WatchedCall
 from proxy.http2 import (
     EMPTY_SETTINGS,
+    NO_LIMIT,
     SLICE,
     ConnectionClosed,
     DataReceived,
@@ -24,6 +25,7 @@ from proxy.http2 import (
     Outbox,
     PingAcknowledged,
     RequestReceived,
+    Setting,
     SettingsAcknowledged,
     SettingsReceived,
     StreamClosed,
@@ -45,6 +47,9 @@ LAST_WORDS: Final = 1.0
 
 MIN_UNRELEASED: Final = 100
 """Streams that may be reset faster than servers are told in any case: they are told once in a pass of the loop."""
+LONGEST_RESPONSE: Final = 131_072
+"""Bytes that no header list of a response has: 65,536 from a server (the most that `upstream.max_header_list_size` may
+be), and what we add to them. grpc-go's clients take 16 MiB, C-core's 16 KiB, Netty's 8 KiB."""
 DRAIN_PING: Final = b"draining"
 FRAME_PING: Final = b"in-frame"
 """What our PINGs carry: one follows the GOAWAY of a drain, the other asks whether the client can answer at all."""
@@ -116,6 +121,10 @@ class DownstreamConnection(Downstream):
         self.unreleased = 0
         self._resets = TokenBucket(*limits.premature_resets)
         self._changes = TokenBucket(*limits.engine.glitches)
+        self.max_header_list = NO_LIMIT
+        self.fitting_headers: Headers | None = None
+        self.fitting_trailers: Headers | None = None
+        """See `Downstream`."""
         self.timeout_index = 0
         """Where in its header lists this client puts `grpc-timeout`; 0 until it sent one."""
 
@@ -233,12 +242,16 @@ class DownstreamConnection(Downstream):
                 "unreleased_streams", f"{self.unreleased} streams were reset faster than servers hear of it"
             )
 
-    def on_settings(self, event: SettingsReceived) -> None:  # noqa: ARG002 - the engine applies them
+    def on_settings(self, event: SettingsReceived) -> None:
         """The client speaks HTTP/2, or changes what it wants, which costs us a look at every stream."""
         if not self.greeted:
             self.greeted = True
         elif not self._changes.take(self.forwarder.now()):
             raise LimitExceeded("settings_changes", "it changes its SETTINGS all the time")
+        limit = event.settings.get(Setting.MAX_HEADER_LIST_SIZE)
+        if limit is not None:
+            self.max_header_list = limit
+            self.fitting_headers = self.fitting_trailers = () if limit < LONGEST_RESPONSE else None
 
     def on_settings_acknowledged(self, event: SettingsAcknowledged) -> None:  # noqa: ARG002 - we send one SETTINGS only
         """The client keeps to our limits from here on."""

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import socket
 from functools import partial
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, cast
 
 from proxy.forwarding.offered import OfferedCall
 from proxy.forwarding.peers import Downstream, Upstream
 from proxy.forwarding.retry import Outcome
 from proxy.grpc_wire.status import from_rst_code
 from proxy.http2 import (
+    NO_LIMIT,
     ConnectionClosed,
     ConnectionClosingError,
     DataReceived,
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from proxy.transport.pool import UpstreamPool
 
 log = logging.getLogger(__name__)
-
-NO_LIMIT: Final = 2**32 - 1
 
 
 class UpstreamConnection(Upstream):
