@@ -6,7 +6,10 @@ Rules of this file:
 2. A server is ejected for failures in a row, but only if they were of at least `min_chats` different keys: one
    poisonous chat must not be able to eject server after server.
 3. A key that fails on two servers in a row is the likelier culprit, if those servers fail nobody else, or if both
-   died over it: it is quarantined, so that it does not walk on and take the next server with it.
+   died over it: it is quarantined, so that it does not walk on and take the next server with it. When one call is
+   answered UNAVAILABLE by server after server, all of them have failed, but only the first answer speaks against the
+   key: a cluster that is short of something answers so everywhere, and one call would quarantine its chat. Resets and
+   deaths speak against it each time: they are what a poisonous chat does to servers.
 4. The time of an ejection is `base_ejection_time` x the number of times it has happened lately, up to a maximum
    (gRFC A50, Envoy).
 5. At least half of the servers, and at least one, are never ejected.
@@ -123,8 +126,10 @@ class OutlierDetector:
         self._suspects.pop(key, None)
         self._look_around()
 
-    def failed(self, endpoint: Endpoint, key: bytes, now: float) -> bool:
-        """A call for `key` failed on `endpoint` by the server's fault. Returns whether that ejected the endpoint."""
+    def failed(self, endpoint: Endpoint, key: bytes, now: float, *, again: bool = False) -> bool:
+        """A call for `key` failed on `endpoint` by the server's fault. Returns whether that ejected the endpoint.
+        `again`: the same call had such an answer from another server before: that speaks against the key no more.
+        """
         settings = self._settings
         record = self._records.get(endpoint)
         if record is None:
@@ -135,7 +140,8 @@ class OutlierDetector:
             # Calls without a key belong to no chat, so each speaks for itself.
             record.keys.add(key or b"\0call %d" % record.failures)
         self.troubled = True
-        self._suspect(endpoint, key, now, died=False)
+        if not again:
+            self._suspect(endpoint, key, now, died=False)
         if (
             settings.consecutive_failures
             and record.failures >= settings.consecutive_failures

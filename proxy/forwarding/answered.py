@@ -107,7 +107,8 @@ class AnsweredCall(BufferedCall):
             return
         self.reported = True
         if status == UNAVAILABLE or (status is None and http in HTTP_UNAVAILABLE):
-            detector.failed(endpoint, self.key, forwarder.now())
+            again = self.walk is not None and self.walk.was_refused
+            detector.failed(endpoint, self.key, forwarder.now(), again=again)
         elif detector.troubled:
             detector.succeeded(endpoint, self.key)
         if status == b"0" and forwarder.budget.tokens < forwarder.budget.max_tokens:

@@ -189,6 +189,7 @@ class OfferedCall(AnsweredCall):
         walk = self._walk()
         walk.leave(endpoint, why, outcome)
         self.status = CANCELLED  # what it answered is not what the client gets
+        self.reported = False  # each answers for itself
         endpoint.active -= 1
         self.endpoint = None
         self.up = None

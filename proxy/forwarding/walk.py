@@ -78,6 +78,11 @@ class Walk:
         """How the last attempt failed; None: there was none."""
         return self._outcomes[-1] if self._outcomes else None
 
+    @property
+    def was_refused(self) -> bool:
+        """Whether a server has answered before that it cannot serve the call."""
+        return Outcome.ANSWERED in self._outcomes
+
     def may_move(self, outcome: Outcome, head: RequestHead, endpoint: Endpoint, *, blame: bool = True) -> bool:
         """Whether the call may go on to another server after `outcome` on `endpoint`; takes from the budget if that
         costs. Not `blame`: the failure has been counted already, with another call that it met.

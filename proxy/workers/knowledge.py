@@ -157,8 +157,8 @@ class Knowledge:
                 continue  # removed meanwhile
             elif what == "succeeded":
                 detector.succeeded(endpoint, key)
-            elif what == "failed":
-                detector.failed(endpoint, key, at)
+            elif what in ("failed", "failed_again"):
+                detector.failed(endpoint, key, at, again=what == "failed_again")
             else:
                 detector.lost(endpoint, key, at)
         self._attend()

@@ -46,10 +46,10 @@ class ReportingDetector(OutlierDetector):
         super().succeeded(endpoint, key)
         self._tell("succeeded", endpoint, key, 0.0)
 
-    def failed(self, endpoint: Endpoint, key: bytes, now: float) -> bool:
+    def failed(self, endpoint: Endpoint, key: bytes, now: float, *, again: bool = False) -> bool:
         """See `OutlierDetector`."""
-        super().failed(endpoint, key, now)
-        self._tell("failed", endpoint, key, now)
+        super().failed(endpoint, key, now, again=again)
+        self._tell("failed_again" if again else "failed", endpoint, key, now)
         return False
 
     def began(self, key: bytes) -> None:

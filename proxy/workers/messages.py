@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from proxy.admin.call_records import Kept
     from proxy.settings import Settings
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 LOCAL_CAUSES: Final = frozenset({Cause.CONNECT, Cause.REMOVED})
 """What every worker finds out by itself; the rest it is told."""
@@ -169,7 +169,7 @@ class Ended:
     """How calls ended, in order."""
 
     calls: tuple[tuple[str, str, bytes, float], ...]
-    """(method of `OutlierDetector`, server's id, key, time)"""
+    """(method of `OutlierDetector`, or failed_again; server's id; key; time)"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,6 +147,15 @@ def test_failing_twice_on_the_same_server_is_no_quarantine() -> None:
     assert not detector.quarantined
 
 
+def test_what_one_call_is_answered_again_and_again_counts_for_the_servers_and_not_for_the_key() -> None:
+    servers, detector = cluster(3, consecutive_failures=2, min_chats=2, max_ejection_percent=100)
+    for number, key in enumerate((b"chat-1", b"chat-2")):
+        detector.failed(servers[0], key, number)
+        assert detector.failed(servers[1], key, number, again=True) == (number == 1)
+    assert not detector.quarantined
+    assert not servers[1].available
+
+
 def test_where_the_servers_fail_others_too_the_key_is_innocent() -> None:
     servers, detector = cluster(3)
     detector.failed(servers[0], b"somebody", 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ngh2
 import pytest
 
+from proxy.cluster.endpoint import Cause
 from proxy.slices import at_once
 from tests.support.wire import Exchange, Headers, Peer, Server, World, endpoints, frame, message
 
@@ -156,6 +157,103 @@ def test_when_every_server_says_unavailable_the_client_gets_the_last_answer_as_i
     assert answer.message == f"from {world.order('chat-005')[2]}"
     assert answer.header(b"x-why") == b"1"
     world.assert_clean()
+
+
+OUTLIER = {"consecutive_failures": 3, "max_ejection_percent": 100.0, "quarantine_time": 0.0}
+AMPLE = {"min_budget": 100, "tokens": 1000}
+UNAVAILABLE = FAILURES["UNAVAILABLE"]
+
+
+def requested(world: World, *chats: str) -> list[int | None]:
+    """The statuses of a call for each chat, one after the other."""
+    client = world.client()
+    statuses = []
+    for chat in chats:
+        sid = client.request(message(chat))
+        world.run()
+        statuses.append(client.exchanges[sid].status)
+    return statuses
+
+
+def ejected(world: World) -> list[str]:
+    return sorted(each.id for each in world.proxy.cluster.snapshot if each.blocked_by(Cause.EJECTED))
+
+
+def chats_by_order(world: World, order: list[str], count: int) -> list[str]:
+    """Chats that walk the servers in this order."""
+    return [chat for n in range(10_000) if world.order(chat := f"chat-{n}")[: len(order)] == order][:count]
+
+
+@pytest.mark.parametrize("failure", ["UNAVAILABLE", "HTTP 503", "reset"])
+def test_every_server_that_a_call_fails_on_is_charged_with_it(failure: str) -> None:
+    """Not only the first: the second here fails nothing but what the first has failed before."""
+    world = World(outlier=OUTLIER, retry=AMPLE).echoing().start()
+    first, second, _ = order = world.order("chat-005")
+    for name in (first, second):
+        world.at(name).on_request = FAILURES[failure]
+    assert requested(world, *chats_by_order(world, order, 3)) == [0, 0, 0]
+    assert ejected(world) == sorted([first, second])
+
+
+def test_a_server_that_answers_what_another_refused_has_its_failures_in_a_row_ended() -> None:
+    world = World(outlier=OUTLIER, retry=AMPLE).echoing().start()
+    first, second, third = order = world.order("chat-005")
+    others = chats_by_order(world, [second, third], 4)
+    world.at(second).on_request = UNAVAILABLE
+    assert requested(world, *others[:2]) == [0, 0]
+    world.at(second).on_request = world.at(third).on_request
+    world.at(first).on_request = UNAVAILABLE
+    assert requested(world, chats_by_order(world, order, 1)[0]) == [0]
+    world.at(first).on_request = world.at(third).on_request
+    world.at(second).on_request = UNAVAILABLE
+    assert requested(world, *others[2:]) == [0, 0]
+    assert not ejected(world), "two, then a good answer, then two more are no three in a row"
+
+
+def test_a_call_that_goes_well_in_the_end_gives_its_part_of_a_token_back() -> None:
+    world, owner = failing_owner(UNAVAILABLE, retry={"token_ratio": 0.5, "tokens": 10})
+    assert requested(world, "chat-005") == [0]
+    assert world.proxy.forwarder.budget.tokens == 10 - 1 + 0.5
+    assert calls_at(world, owner)
+
+
+def test_one_call_that_every_server_refuses_does_not_quarantine_its_chat() -> None:
+    """A cluster that is short of something may answer so to all. Deaths and resets are another matter."""
+    world = World().echoing()
+    for name in "ABC":
+        world.at(name).on_request = UNAVAILABLE
+    world.start()
+    assert requested(world, "chat-005", "chat-005") == [14, 14]
+    assert [len(calls_at(world, name)) for name in "ABC"] == [2, 2, 2]
+    assert not world.control.detector.quarantined
+    world.echo_everywhere()
+    assert requested(world, "chat-005") == [0]
+
+
+def test_one_call_that_two_servers_reset_quarantines_its_chat() -> None:
+    world = World().echoing()
+    for name in "ABC":
+        world.at(name).on_request = reset
+    world.start()
+    assert requested(world, "chat-005") == [14]
+    assert sum(len(calls_at(world, name)) for name in "ABC") == 2
+    assert list(world.control.detector.quarantined) == [b"chat-005"]
+
+
+def test_an_attempt_that_its_client_ends_has_not_answered_though_the_one_before_had() -> None:
+    world, owner = failing_owner(UNAVAILABLE, decisions={"sample": 1})
+    second = world.order("chat-005")[1]
+    world.at(second).on_request = None
+    client = world.client()
+    sid = client.request(message("chat-005"))
+    world.run()
+    client.engine.reset_stream(sid, ngh2.ErrorCode.CANCEL)
+    world.run()
+    (kept,) = world.proxy.records.latest(1, None)
+    assert [(each.endpoint, each.outcome) for each in kept.record.attempts] == [
+        (owner, "answered"),
+        (second, "cancelled"),
+    ]
 
 
 def test_an_answer_with_a_body_is_never_repeated() -> None:

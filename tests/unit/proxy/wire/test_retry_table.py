@@ -317,10 +317,10 @@ def failures_noted(case: Case) -> list[str]:
     detector = case.world.proxy.detector
     failed = detector.failed
 
-    def note(endpoint: Endpoint, key: bytes, now: float) -> bool:
+    def note(endpoint: Endpoint, key: bytes, now: float, *, again: bool = False) -> bool:
         if key == CHAT.encode():
             told.append(endpoint.id)
-        return failed(endpoint, key, now)
+        return failed(endpoint, key, now, again=again)
 
     detector.failed = note  # type: ignore[method-assign]
     return told

@@ -47,6 +47,15 @@ def test_a_key_over_which_two_servers_died_is_quarantined_at_once(cluster: Clust
     assert [each[:3] for each in reports] == [("lost", "A", b"poison"), ("lost", "B", b"poison")]
 
 
+def test_what_does_not_speak_against_the_key_is_told_as_that(cluster: Cluster) -> None:
+    watch, reports = detector(cluster)
+    a, b = (cluster.snapshot.by_id[name] for name in "AB")
+    watch.failed(a, b"chat", 1.0)
+    watch.failed(b, b"chat", 2.0, again=True)
+    assert not watch.quarantined
+    assert [each[:3] for each in reports] == [("failed", "A", b"chat"), ("failed_again", "B", b"chat")]
+
+
 def test_good_calls_are_told_only_while_somebody_wants_to_know(cluster: Cluster) -> None:
     watch, reports = detector(cluster)
     assert not watch.troubled, "callers would report every good call"

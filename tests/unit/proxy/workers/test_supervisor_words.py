@@ -25,6 +25,7 @@ from proxy.workers.messages import (
     Ask,
     Configure,
     Drain,
+    Ended,
     Hello,
     Numbers,
     Said,
@@ -250,6 +251,15 @@ async def test_after_a_stop_of_the_parent_itself_nobody_is_taken_for_silent() ->
     staff.exchange()
     staff.exchange()
     assert not staff.processes[0].killed
+
+
+async def test_failures_are_judged_as_the_worker_saw_them() -> None:
+    staff = Staff()
+    detector = staff.parent.knowledge.detector
+    staff.says(0, Ended((("failed", "A", b"chat", 1.0), ("failed_again", "A", b"other", 1.0))))
+    assert detector.troubled
+    assert set(detector._suspects) == {b"chat"}
+    assert detector._records[staff.endpoint].failures == 2
 
 
 def counted(calls: int, active: int) -> StatsSnapshot:
