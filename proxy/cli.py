@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import math
-import os
 import sys
 from pathlib import Path
 
 from proxy import hangup
 from proxy.build_kind import COMPILED
+from proxy.commands import output
 from proxy.commands.operate import arguments as operate
 from proxy.errors import CommandError, ConfigError
 
@@ -50,23 +51,37 @@ def main(argv: list[str] | None = None) -> int:
 
     Exits by SystemExit only where argparse does: `--help`, `--version`, and mistakes on the command line.
     """
+    output.prepare_streams()
     parser = _parser()
     arguments = parser.parse_args(argv)
+    status = 0
     try:
-        return _run(arguments)
+        status = _run(arguments)
+        sys.stdout.flush()
     except ConfigError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
-        return 2
+        return _failed(arguments, error.problems, 2)
     except CommandError as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
+        return _failed(arguments, str(error).splitlines(), error.exit_status)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader (`| head`) has what it wanted. Python would complain once more when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:  # the reader (`| head`) has what it wanted
+        output.give_stdout_up()
+    except OSError as error:
+        if error.errno not in output.FULL:
+            raise
+        output.give_stdout_up()
+        output.say(f"cannot write to stdout: {str(error.strerror).lower()}")
+        return status if arguments.command == "serve" else 1
+    return status
+
+
+def _failed(arguments: argparse.Namespace, problems: list[str], status: int) -> int:
+    """Say what is wrong: on stderr, and for programs on stdout, too."""
+    for problem in problems:
+        output.say(problem)
+    if getattr(arguments, "json", False):
+        print(json.dumps({"problems": problems}, ensure_ascii=False))
+    return status
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -113,8 +128,10 @@ def _parser() -> argparse.ArgumentParser:
 
     config = argparse.ArgumentParser(add_help=False)
     config.add_argument("--config", type=Path, metavar="FILE", help="TOML file (default: ./districhat.toml)")
-    json = argparse.ArgumentParser(add_help=False)
-    json.add_argument("--json", action="store_true", help="for programs: one JSON object on stdout")
+    as_json = argparse.ArgumentParser(add_help=False)
+    as_json.add_argument(
+        "--json", action="store_true", help='for programs: one JSON object on stdout, {"problems": [...]} of a failure'
+    )
 
     serve = _command(commands, "serve", "run the proxy until SIGTERM or Ctrl-C; SIGHUP reloads the file", config)
     serve.add_argument(
@@ -123,13 +140,13 @@ def _parser() -> argparse.ArgumentParser:
         help="take the port from the proxy that listens on it, which then finishes its calls and exits: a restart "
         "without a refused connection or a failed call (Linux)",
     )
-    _command(commands, "check", "say whether a configuration is valid, or everything wrong with it", config, json)
+    _command(commands, "check", "say whether a configuration is valid, or everything wrong with it", config, as_json)
     ring = _command(commands, "ring", "ask the ring about owners and shares")
     questions = ring.add_subparsers(dest="question", metavar="QUESTION", required=True)
-    locate = _command(questions, "locate", "the owner of each chat, and who takes over, in ring order", config, json)
+    locate = _command(questions, "locate", "the owner of each chat, and who takes over, in ring order", config, as_json)
     locate.add_argument("chat_ids", nargs="+", type=_chat_id, metavar="CHAT_ID")
-    _command(questions, "share", "the share of the ring each server owns, and peak/mean", config, json)
-    operate.add(commands, _command, json)
+    _command(questions, "share", "the share of the ring each server owns, and peak/mean", config, as_json)
+    operate.add(commands, _command, as_json)
     _add_demo(commands)
     return parser
 

@@ -214,7 +214,10 @@ async def _run(settings: Settings, config_file: Path | None, *, take_over: bool)
     handover.open()
     memory.settle()
     reloading = loop.create_task(proxy.reloader.follow(), name="reload")
-    print(f"districhat ready on {address}", flush=True)
+    try:
+        print(f"districhat ready on {address}", flush=True)
+    except OSError as error:  # a full disk, a reader that has left: nothing that calls would mind
+        log.warning("ready on %s; stdout does not take that: %s", address, str(error.strerror).lower())
     await stop.wait()
     await handover.close()
     reloading.cancel()

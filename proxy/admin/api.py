@@ -159,12 +159,14 @@ class Api:
                 self._proxy.virtual_nodes(),
                 add=weights(query.getall("add", []), "add"),
                 remove=set(query.getall("remove", [])),
-                reweight=weights(query.getall("reweight", []), "reweight"),
+                reweight=weights(query.getall("reweight", []), "reweight", needed=True),
             )
         except UnknownNodeError as error:
             raise no_such_endpoint(error.node_id) from error
         except DuplicateNodeError as error:
-            detail = f"{error.node_id!r} is a server already, or is to be changed in two ways"
+            known = any(node.id == error.node_id for node in before.nodes)
+            named = bool({"remove", "reweight"} & query.keys())
+            detail = f"{error.node_id!r} is " + ("a server already" if known and not named else "named twice")
             raise ProblemError(HTTPStatus.BAD_REQUEST, detail) from error
         if not nodes:
             raise ProblemError(HTTPStatus.BAD_REQUEST, "no server would be left")
@@ -192,7 +194,8 @@ class Api:
         except KeyError:
             raise no_such_endpoint(request.match_info["id"]) from None
         except LastServerError as error:
-            raise ProblemError(HTTPStatus.CONFLICT, f'{error}; {{"force": true}} drains it all the same') from error
+            detail = f'{error}; with force ({{"force": true}}, --force) it is drained all the same'
+            raise ProblemError(HTTPStatus.CONFLICT, detail) from error
 
     async def undrain(self, request: web.Request) -> web.Response:
         """The operator gives the server back."""
@@ -282,13 +285,13 @@ def _moves(found: plan.Plan) -> tuple[schema.Move, ...]:
     return tuple(sorted(moves, key=lambda move: -move.share))
 
 
-def weights(values: Sequence[str], name: str) -> dict[str, float]:
-    """Weights by id, of `ID=WEIGHT` each; without a weight it is 1. Raises ProblemError."""
+def weights(values: Sequence[str], name: str, *, needed: bool = False) -> dict[str, float]:
+    """Weights by id, of `ID=WEIGHT` each; without a weight it is 1, unless one is `needed`. Raises ProblemError."""
     found = {}
     for value in values:
         endpoint_id, separator, text = value.rpartition("=")
         if not separator:
-            endpoint_id, text = value, "1"
+            endpoint_id, text = value, "" if needed else "1"
         try:
             settings = EndpointSettings(id=endpoint_id, address="plan:1", weight=float(text))
         except ValueError as error:
@@ -313,4 +316,7 @@ async def _read(request: web.Request, model: type[_Body]) -> _Body:
 
 def no_such_endpoint(endpoint_id: str) -> ProblemError:
     """What is said of an id that nobody has."""
-    return ProblemError(HTTPStatus.NOT_FOUND, f"no endpoint has the id {endpoint_id!r}; /api/endpoints lists them")
+    return ProblemError(
+        HTTPStatus.NOT_FOUND,
+        f"no endpoint has the id {endpoint_id!r}; /api/endpoints and `districhat status` list them",
+    )

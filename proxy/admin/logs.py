@@ -10,14 +10,16 @@ import logging
 import queue
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import QueueHandler, QueueListener, WatchedFileHandler
-from typing import Final, Literal
+from typing import Final, Literal, TextIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from proxy.durations import SecondsOrZero
 from proxy.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 CALLS: Final = "districhat"
 """Parent of the loggers whose lines are about single calls."""
@@ -60,6 +62,45 @@ class DroppingHandler(QueueHandler):
             self.dropped += 1
 
 
+class _Losing(logging.StreamHandler[TextIO]):
+    """A handler that says once when lines get lost, and once when none do any more: a full disk, or a reader that has
+    left, would cost a traceback a line otherwise.
+    """
+
+    lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `Handler`."""
+        before = self.lost
+        try:
+            super().emit(record)
+        except OSError:  # when a file is to be opened anew; it would end the thread that writes
+            self.handleError(record)
+        if before and before == self.lost:
+            self.lost = 0
+            _log.warning("lines of %s are written again; %d were lost", record.name, before)
+
+    def close(self) -> None:
+        """See `Handler`."""
+        with suppress(OSError):  # what is still in its buffer is lost, too
+            super().close()
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """See `Handler`."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self.lost += 1
+        if self.lost == 1:
+            why = (error.strerror or str(error)).lower()
+            _log.error("lines of %s cannot be written and are lost: %s", record.name, why)
+
+
+class _LosingFile(_Losing, WatchedFileHandler):
+    """The same of a file."""
+
+
 @contextmanager
 def logging_as(settings: LogSettings, process: str = "") -> Iterator[None]:
     """Log by these settings, until the end of the block, which waits for the lines of calls to be written. `process`:
@@ -70,10 +111,10 @@ def logging_as(settings: LogSettings, process: str = "") -> Iterator[None]:
     prefix = process and f"{process}: "
     text = f"%(asctime)s %(levelname)s {prefix}%(name)s: %(message)s"
     logging.basicConfig(format=text, level=settings.level.upper(), force=True)
-    writer: logging.Handler = logging.StreamHandler(sys.stdout)
+    writer: logging.Handler = _Losing(sys.stdout)
     if settings.access_file:
         try:
-            writer = WatchedFileHandler(settings.access_file, encoding="utf-8")
+            writer = _LosingFile(settings.access_file, encoding="utf-8")
         except (OSError, ValueError) as error:  # the latter if the name holds a NUL
             why = str(getattr(error, "strerror", None) or error).lower()
             raise ConfigError([f"log.access_file: cannot write {settings.access_file!r}: {why}"]) from error
@@ -99,4 +140,4 @@ def _written_by_a_thread(logger: logging.Logger, writer: logging.Handler) -> Ite
         listener.stop()
         writer.close()
         if handler.dropped:
-            logging.getLogger(__name__).warning("%d lines of %s were dropped", handler.dropped, logger.name)
+            _log.warning("%d lines of %s were dropped", handler.dropped, logger.name)

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 MAX_BODY: Final = 65_536
 """Bytes of the longest request body."""
+MAX_LINE: Final = 65_536
+"""Bytes of a request's first line: a key of 4 KiB is twice as long in hexadecimal, and a plan may name many servers."""
 LAST_WORDS: Final = 1.0
 """Seconds that running requests get at the end."""
 TRY_AGAIN: Final = 1.0
@@ -54,7 +56,9 @@ class AdminServer:
         if not self._settings.address:
             return
         app = application(self._proxy, self._settings, self._views)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=LAST_WORDS)
+        self._runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, shutdown_timeout=LAST_WORDS, max_line_size=MAX_LINE
+        )
         await self._runner.setup()
         try:
             await self._listen(self._runner)

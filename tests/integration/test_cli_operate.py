@@ -119,6 +119,14 @@ async def test_explain_names_the_server_that_calls_reach(proxy: ProxyProcess, di
     assert "Server-" in (await districhat("explain", "--hex", "00ff")).out
 
 
+async def test_explain_takes_every_key_that_a_call_can_have(districhat: Command) -> None:
+    for longest in ("x" * 4096, "\udcff" * 4096):
+        assert (await districhat("explain", longest)).status == 0
+    for wrong in ("", "x" * 4097):
+        ended = await districhat("explain", wrong)
+        assert (ended.status, ended.err) == (2, f"KEY: a key has 1 to 4096 bytes, not {len(wrong)}\n")
+
+
 async def test_explain_exits_1_when_the_call_would_be_refused(
     proxy: ProxyProcess, servers: tuple[EchoServer, ...], districhat: Command
 ) -> None:
@@ -191,7 +199,7 @@ async def test_plan_of_new_servers_and_weights(districhat: Command) -> None:
     assert "Server-D" in (await districhat("plan", "add", "Server-D=2", "Server-E")).out
     heavier = json.loads((await districhat("plan", "reweight", "Server-A=3", "--json")).out)
     assert {move["target"] for move in heavier["moves"]} == {"Server-A"}
-    for wrong in (("remove", "nobody"), ("add", "Server-A"), ("add", "x=0")):
+    for wrong in (("remove", "nobody"), ("add", "Server-A"), ("add", "x=0"), ("reweight", "Server-A")):
         ended = await districhat("plan", *wrong)
         assert (ended.status, ended.err.count("\n")) == (2, 1)
 
@@ -203,6 +211,7 @@ async def test_the_last_server_and_an_unknown_one_are_refused_in_one_line(distri
     assert (last.status, last.err.count("\n")) == (1, 1)
     assert "Server-C is the only server that is available" in last.err
     assert (await districhat("drain", "Server-C", "--force")).status == 0
+    assert "--force" in last.err
     unknown = await districhat("drain", "no/body")
     assert unknown.status == 2
     assert unknown.err.startswith("no endpoint has the id 'no/body'")
@@ -219,6 +228,7 @@ async def test_reload_tells_what_is_different_or_what_is_wrong(
     refused = await districhat("reload")
     assert refused.status == 2
     assert refused.err.startswith("retry.max_attempts: must be ")
+    assert json.loads((await districhat("reload", "--json")).out) == {"problems": refused.err.splitlines()}
 
 
 async def test_a_token_may_come_from_option_file_environment_and_configuration(
@@ -288,3 +298,24 @@ async def test_top_tells_the_rates_of_each_server(proxy: ProxyProcess, districha
     assert by_id["Server-B"]["calls_per_second"] == 0
     assert last["calls_per_second"] == pytest.approx(by_id["Server-A"]["calls_per_second"])
     assert "Server-A" in (await districhat("top", "--interval", "0.05", "--count", "1")).out
+
+
+@pytest.mark.parametrize(
+    ("width", "columns"),
+    [
+        (200, "server state share active calls/s errors p50 p99 why"),
+        (60, "server state active calls/s errors p50 p99"),
+        (20, "server calls/s"),
+        (1, None),
+    ],
+)
+async def test_top_shows_the_columns_that_a_terminal_has_room_for(
+    districhat: Command, monkeypatch: pytest.MonkeyPatch, width: int, columns: str | None
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    await districhat("drain", "Server-B")
+    ended = await districhat("top", "--interval", "0.05", "--count", "1")
+    assert ended.status == 0
+    if columns is not None:
+        assert columns.split() in [line.split() for line in ended.out.splitlines()]
+        assert [line for line in ended.out.splitlines() if line.startswith("Server-A ")]

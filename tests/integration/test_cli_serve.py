@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from tests.support.polling import eventually
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("DISTRICHAT_")}
 
@@ -45,3 +51,25 @@ def test_a_port_in_use_is_one_line_with_its_key_and_exit_2(command):
     [line] = ended.stderr.splitlines()
     assert line.startswith("listener.address: ")
     assert address in line
+
+
+def answers(path: Path) -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(str(path))
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "streams", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full", ">/dev/full 2>&1"]
+)
+async def test_it_serves_whatever_has_become_of_its_streams(command, streams, tmp_path):
+    path = tmp_path / "socket"
+    environment = ENVIRONMENT | {"DISTRICHAT_LISTENER__ADDRESS": f"unix:{path}"}
+    script = f"exec {shlex.join(command)} {streams}"
+    process = await asyncio.create_subprocess_shell(script, env=environment, stdout=asyncio.subprocess.DEVNULL)
+    await eventually(lambda: answers(path) or process.returncode is not None, "a client's connection")
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    assert await asyncio.wait_for(process.wait(), 30) == 0

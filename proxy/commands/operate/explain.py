@@ -8,6 +8,7 @@ from proxy.commands.operate import text
 from proxy.commands.operate.client import MISUSED, WRONG
 from proxy.commands.output import console, print_table
 from proxy.errors import CommandError
+from proxy.grpc_wire.fields import DEFAULT_MAX_KEY
 
 if TYPE_CHECKING:
     from proxy.admin import schema
@@ -15,13 +16,16 @@ if TYPE_CHECKING:
 
 
 def key_of(argument: str, *, in_hex: bool) -> bytes:
-    """The key that the command line means. Raises CommandError if it is not hexadecimal, but should be."""
-    if not in_hex:
-        return argument.encode("utf-8", "surrogateescape")
+    """The key that is meant. Raises CommandError if it is not hexadecimal, but should be, or if no call can have such a
+    key.
+    """
     try:
-        return bytes.fromhex(argument)
+        key = bytes.fromhex(argument) if in_hex else argument.encode("utf-8", "surrogateescape")
     except ValueError as error:
         raise CommandError(f"KEY: not hexadecimal digits: {argument!r}", MISUSED) from error
+    if not 1 <= len(key) <= DEFAULT_MAX_KEY:
+        raise CommandError(f"KEY: a key has 1 to {DEFAULT_MAX_KEY} bytes, not {len(key)}", MISUSED)
+    return key
 
 
 def explain(client: AdminClient, key: bytes, *, as_json: bool) -> int:

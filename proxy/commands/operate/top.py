@@ -6,7 +6,7 @@ import json
 import time
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -14,18 +14,23 @@ from rich.text import Text
 from proxy.admin.schema import Traffic
 from proxy.commands.operate import text
 from proxy.commands.operate.traffic import Rates, rates, total
+from proxy.commands.output import PlainConsole
 from proxy.errors import CommandError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
     from proxy.admin import schema
     from proxy.commands.operate.client import AdminClient
 
 _LINES_AROUND = 6
 """Of the terminal, that are not servers."""
+_GAP = 2
+_LEAST_WANTED_FIRST = ("share", "p50", "active", "errors", "p99", "state")
+_LEAST_OF_A_REASON = 12
+"""Columns; in fewer, reasons are not shown."""
 
 
 class Sampler:
@@ -100,37 +105,58 @@ def _times(count: int, interval: float) -> Iterator[None]:
 
 
 def _show(sampler: Sampler, interval: float, count: int) -> None:
-    out = Console(markup=False, emoji=False, highlight=False)
-    with Live(_screen(sampler, out.height), console=out, screen=out.is_terminal, auto_refresh=False) as live:
+    out = PlainConsole()
+    with Live(_screen(sampler, out), console=out, screen=out.is_terminal, auto_refresh=False) as live:
         for _ in _times(count, interval):
             problem = ""
             try:
                 sampler.ask()
             except CommandError as error:
                 problem = str(error)
-            live.update(_screen(sampler, out.height, problem), refresh=True)
+            live.update(_screen(sampler, out, problem), refresh=True)
 
 
-def _screen(sampler: Sampler, height: int, problem: str = "") -> RenderableType:
-    columns = ("server", "state", "share", "active", "calls/s", "errors", "p50", "p99", "why")
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold underline")
-    for column in columns:
-        table.add_column(column, justify="right" if column in columns[2:8] else "left", no_wrap=True)
+def _screen(sampler: Sampler, out: Console, problem: str = "") -> RenderableType:
     ranked = sorted(sampler.told.endpoints, key=lambda each: -(sampler.by_id.get(each.id, Rates()).calls or 0.0))
-    shown = ranked[: max(height - _LINES_AROUND, 1)]
-    for each in shown:
-        measured = sampler.by_id.get(each.id, Rates())
-        table.add_row(
-            each.id,
-            text.status_text(each.status),
-            text.percent(each.share),
-            f"{each.active_calls:,}",
-            *_numbers(measured),
-            text.reasons(each.blocks),
-        )
+    shown = ranked[: max(out.height - _LINES_AROUND, 1)]
     rest = len(ranked) - len(shown)
     head = Text(problem, "red") if problem else _summary(sampler)
-    return Group(head, table, Text(f"and {rest:,} more" if rest else "", "dim"))
+    rows = [_row(each, sampler.by_id.get(each.id, Rates())) for each in shown]
+    return Group(head, _table(rows, out.width), Text(f"and {rest:,} more" if rest else "", "dim"))
+
+
+def _row(endpoint: schema.Endpoint, measured: Rates) -> dict[str, Text]:
+    calls, errors, p50, p99 = map(Text, _numbers(measured))
+    return {
+        "server": Text(endpoint.id),
+        "state": text.status_text(endpoint.status),
+        "share": Text(text.percent(endpoint.share)),
+        "active": Text(f"{endpoint.active_calls:,}"),
+        "calls/s": calls,
+        "errors": errors,
+        "p50": p50,
+        "p99": p99,
+        "why": Text(text.reasons(endpoint.blocks)),
+    }
+
+
+def _table(rows: Sequence[dict[str, Text]], width: int) -> Table:
+    """As many columns as a terminal of this width has room for; the reasons get what is left."""
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) + _GAP for name in rows[0]}
+    del widths["why"]
+    for name in _LEAST_WANTED_FIRST:
+        if sum(widths.values()) > width:
+            del widths[name]
+    left = width - sum(widths.values())
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold underline")
+    for name in widths:
+        table.add_column(name, justify="left" if name in {"server", "state"} else "right", no_wrap=True)
+    if left >= _LEAST_OF_A_REASON:
+        widths["why"] = left
+        table.add_column("why", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[name] for name in widths))
+    return table
 
 
 def _numbers(measured: Rates) -> tuple[str, str, str, str]:

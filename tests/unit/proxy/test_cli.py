@@ -227,3 +227,37 @@ def test_the_installed_module_ends_as_main_says():
     assert (ended.returncode, ended.stdout) == (2, "")
     [line] = ended.stderr.splitlines()
     assert line.startswith("bad.toml:1: not valid TOML")
+
+
+@pytest.mark.parametrize("command", ["check", "ring share", "ring locate x --json"])
+@pytest.mark.parametrize(
+    ("stdout", "status", "err"),
+    [
+        ("/dev/full", 1, "cannot write to stdout: no space left on device\n"),
+        ("&-", 0, ""),
+    ],
+)
+def test_an_answer_that_nobody_takes_is_no_traceback(config, command, stdout, status, err):
+    script = f"exec {sys.executable} -m proxy {command} --config {config} >{stdout}"
+    ended = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (status, err)
+
+
+def test_a_reader_that_leaves_early_is_no_failure(config):
+    script = f"{sys.executable} -m proxy ring share --config {config} | true"
+    ended = subprocess.run(["/bin/bash", "-o", "pipefail", "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_terminal_that_has_not_the_characters_is_shown_their_codes(config):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "proxy", "ring", "locate", "ch\u00e4t", "--config", config]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "ch\\xe4t" in ended.stdout
+
+
+def test_a_mistake_is_json_too_for_programs(capsys):
+    assert main(["ring", "share", "--json", "--config", "none.toml"]) == 2
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"problems": [err.rstrip("\n")]}

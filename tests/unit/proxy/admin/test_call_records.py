@@ -287,6 +287,30 @@ def test_lines_of_calls_are_written_to_the_file_by_the_end_of_the_block(tmp_path
     assert [json.loads(line)["n"] for line in file.read_text().splitlines()] == list(range(100))
 
 
+def test_lines_that_cannot_be_written_are_told_once_and_so_is_that_they_can_be_again(tmp_path, caplog):
+    file = tmp_path / "logs" / "access.log"
+    file.parent.mkdir()
+    access = logging.getLogger(ACCESS)
+    with logging_as(LogSettings(access_file=str(file))):
+        logging.getLogger().addHandler(caplog.handler)  # which `logging_as` has removed
+        file.unlink()
+        file.parent.rmdir()
+        for _ in range(3):
+            access.info("lost")
+    said = [record.getMessage() for record in caplog.records if record.name == "proxy.admin.logs"]
+    assert said == ["lines of districhat.access cannot be written and are lost: no such file or directory"]
+
+
+def test_a_full_disk_costs_lines_and_nothing_else(caplog):
+    access = logging.getLogger(ACCESS)
+    with logging_as(LogSettings(access_file="/dev/full")):
+        logging.getLogger().addHandler(caplog.handler)
+        for _ in range(3):
+            access.info("lost")
+    [said] = [record.getMessage() for record in caplog.records if record.name == "proxy.admin.logs"]
+    assert said == "lines of districhat.access cannot be written and are lost: no space left on device"
+
+
 def test_a_file_that_cannot_be_written_is_a_mistake_with_its_key(tmp_path):
     for name, why in ((str(tmp_path), "is a directory"), ("a\0b", "embedded null byte")):
         with (
