@@ -132,12 +132,12 @@ async def program(port: int, *command: str) -> AsyncIterator[int]:
         await process.wait()
 
 
-async def hear_out(reader: asyncio.StreamReader) -> tuple[bytes, bool]:
-    """All that comes until the peer closes or falls silent, and whether it closed."""
+async def hear_out(reader: asyncio.StreamReader, quiet: float = QUIET) -> tuple[bytes, bool]:
+    """All that comes until the peer closes or says nothing for `quiet` seconds, and whether it closed."""
     got = b""
     while True:
         try:
-            async with asyncio.timeout(QUIET):
+            async with asyncio.timeout(quiet):
                 data = await reader.read(65_536)
         except TimeoutError:
             return got, False
@@ -148,7 +148,7 @@ async def hear_out(reader: asyncio.StreamReader) -> tuple[bytes, bool]:
         got += data
 
 
-async def ask_server(port: int, data: bytes, then: bytes = b"") -> str:
+async def ask_server(port: int, data: bytes, then: bytes = b"", quiet: float = QUIET) -> str:
     """A server's verdict on a client's stream. `then` follows once stream 1 has been answered to the end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     got = b""
@@ -159,7 +159,7 @@ async def ask_server(port: int, data: bytes, then: bytes = b"") -> str:
                 while not any(_ends_the_answer(*each) for each in frames(got)):
                     got += await reader.readexactly(1)
             writer.write(then)
-        more, closed = await hear_out(reader)
+        more, closed = await hear_out(reader, quiet)
         return verdict(got + more, closed=closed)
     finally:
         writer.transport.abort()

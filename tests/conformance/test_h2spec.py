@@ -20,7 +20,7 @@ from tests.conformance.proxies import quiet, running
 from tests.conformance.table import Row
 from tests.conformance.tools import go_tool
 from tests.support.frames import EMPTY_SETTINGS, END_HEADERS, END_STREAM, HEADERS, PREFACE, frame, literal_named
-from tests.support.polling import eventually
+from tests.support.polling import PATIENCE, eventually
 from tests.support.tools import need
 
 if TYPE_CHECKING:
@@ -98,13 +98,13 @@ async def test_hpack_2_3_3_2_a_literal_whose_name_has_an_index_beyond_both_table
     fields = request()[9:] + literal_named(70)
     said = frame(HEADERS, END_HEADERS | END_STREAM, 1, fields)
     async with static_server(tmp_path) as address, running(quiet({"nghttpd": address}), any_http=True) as (_, port):
-        assert await ask_server(port, PREFACE + EMPTY_SETTINGS + said) == "GOAWAY COMPRESSION_ERROR"
+        assert await ask_server(port, PREFACE + EMPTY_SETTINGS + said, quiet=PATIENCE) == "GOAWAY COMPRESSION_ERROR"
     record(Row("h2spec, the case that is new", f"ours, after {LATEST}", 1))
 
 
 async def test_what_is_disputed_is_answered_as_it_is_said(tmp_path: Path):
     async with static_server(tmp_path) as address, running(quiet({"nghttpd": address}), any_http=True) as (_, port):
-        asking = [ask_server(port, PREFACE + EMPTY_SETTINGS + each.says, each.then) for each in SERVER.values()]
+        asking = [ask_server(port, PREFACE + EMPTY_SETTINGS + each.says, each.then, 3.0) for each in SERVER.values()]
         verdicts = dict(zip(SERVER, await asyncio.gather(*asking), strict=True))
     assert verdicts == {name: dispute.ours for name, dispute in SERVER.items()}
 

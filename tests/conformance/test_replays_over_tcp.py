@@ -266,6 +266,7 @@ async def undisturbed(proxy: ProxyProcess, key: str, *, connections: int) -> Asy
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_every_recorded_server_ends_its_call_and_disturbs_no_other(
     tmp_path: Path, record: Callable[[Row], None]
 ) -> None:
@@ -306,6 +307,7 @@ async def test_every_recorded_server_ends_its_call_and_disturbs_no_other(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_every_recorded_client_is_answered_and_disturbs_no_other(
     tmp_path: Path, record: Callable[[Row], None]
 ) -> None:
