@@ -243,11 +243,22 @@ def _end_at_once(workers: Supervisor, signum: int, _frame: object) -> None:
     signal.raise_signal(signum)
 
 
-def _raise_file_limit() -> None:
-    """A connection is a file, and the soft limit is often 1,024 for the sake of programs that use select(2)."""
+LEAST_FILES: Final = 48
+"""File descriptors of a proxy without a server or a client; with two servers it took 28. With too few, a library in it
+aborts the process: gRPC's, when it cannot open /dev/urandom."""
+
+
+def _raise_file_limit(servers: int) -> None:
+    """A connection is a file, and the soft limit is often 1,024 for the sake of programs that use select(2). Raises
+    ConfigError if the process may not even have one for each of so many servers.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # systems with a hard limit that they do not mean
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < LEAST_FILES + servers:
+        needed = f"{LEAST_FILES}, and one for each of {servers} (ulimit -n, LimitNOFILE)"
+        raise ConfigError([f"endpoints: the process may have {limit} file descriptors, and needs at least {needed}"])
 
 
 def serve(settings: Settings, config_file: Path | None = None, *, take_over: bool = False) -> int:
@@ -255,8 +266,9 @@ def serve(settings: Settings, config_file: Path | None = None, *, take_over: boo
     when it listens. `config_file`: where `settings` came from, to be read again on SIGHUP (None: the environment
     alone). `take_over`: take the port from the proxy that has it, if there is one.
 
-    Returns 0, also if calls had to be cut off at the end of the grace. Raises ConfigError if the port is taken.
+    Returns 0, also if calls had to be cut off at the end of the grace. Raises ConfigError if the port is taken, or if
+    there are too few file descriptors.
     """
-    _raise_file_limit()
+    _raise_file_limit(len(settings.endpoints))
     with logging_as(settings.log), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(settings, config_file, take_over=take_over))

@@ -13,9 +13,9 @@ import os
 import re
 import tomllib
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from proxy.admin.call_records import DecisionSettings
@@ -66,12 +66,6 @@ class Settings(BaseModel):
     log: LogSettings = LogSettings()
     tracing: TracingSettings = TracingSettings()
 
-    @model_validator(mode="after")
-    def _measures_what_it_logs(self) -> Self:
-        if self.log.slow_calls and not self.metrics.enabled:
-            raise ValueError("log.slow_calls needs metrics.enabled: without, calls are not timed")
-        return self
-
     @field_validator("endpoints")
     @classmethod
     def _ids_are_unique(cls, value: tuple[EndpointSettings, ...]) -> tuple[EndpointSettings, ...]:
@@ -105,7 +99,7 @@ def load_settings(path: Path | None, environ: Mapping[str, str] | None = None) -
         found.pop("endpoints", None)  # the same, said less precisely
         found.setdefault(key_path(("endpoints", index, "id")), text)
     if not found:
-        found = _nameless(settings)
+        found = _nameless(settings) | _contradictions(settings)
     problems = [f"{key}: {text}" for key, text in found.items()] + environment.problems
     if problems:
         raise ConfigError(problems)
@@ -225,6 +219,33 @@ def _nameless(settings: Settings) -> dict[str, str]:
         for index, endpoint in enumerate(settings.endpoints)
         if endpoint.tls and endpoint.server_name is None and Address.parse(endpoint.address).path
     }
+
+
+def _contradictions(settings: Settings) -> dict[str, str]:
+    """What to say about settings that are fine each by itself."""
+    found = {}
+    if settings.log.slow_calls and not settings.metrics.enabled:
+        found["log.slow_calls"] = "needs metrics.enabled: without, calls are not timed"
+    listener = Address.parse(settings.listener.address)
+    if settings.admin.address and _meet(Address.parse(settings.admin.address), listener):
+        found["admin.address"] = "is the listener's: give it a port of its own"
+    for index, endpoint in enumerate(settings.endpoints):
+        if _meet(Address.parse(endpoint.address), listener):
+            where = key_path(("endpoints", index, "address"))
+            found[where] = "is the listener's: every call would come back for ever"
+    return found
+
+
+def _meet(address: Address, listener: Address) -> bool:
+    """Whether who connects to `address` reaches the listener, as far as that can be said without asking anybody."""
+    if address.path or not address.port:
+        return address == listener and bool(address.path)
+    here = address.host in _LOOPBACK | _ALL
+    return address == listener or (address.port == listener.port and here and listener.host in _ALL)
+
+
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_ALL = frozenset({"0.0.0.0", "::", "*"})
 
 
 def _duplicates(ids: Iterable[object]) -> dict[int, str]:

@@ -144,7 +144,7 @@ class Call(OfferedCall):
                 self._exceeded("first_message_bytes", rejected.message)
             # gRPC "Compression": UNIMPLEMENTED for an unknown encoding says which ones are known.
             known = [ACCEPT_ENCODING] if rejected.status is Status.UNIMPLEMENTED else []
-            self._reply([*trailers_only(rejected.status, str(rejected)), *known])
+            self._reply([*trailers_only(rejected.status, rejected.message), *known])
             return
         if found is PENDING:
             # The key may come after more than a window of bytes: they count as taken, under the limits of the message

@@ -73,3 +73,13 @@ async def test_it_serves_whatever_has_become_of_its_streams(command, streams, tm
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     assert await asyncio.wait_for(process.wait(), 30) == 0
+
+
+def test_too_few_file_descriptors_are_one_line_and_exit_2(command):
+    few = ["/bin/sh", "-c", f"ulimit -n 20; exec {shlex.join(command)}"]
+    ended = subprocess.run(few, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == (
+        "endpoints: the process may have 20 file descriptors, and needs at least 48, and one for each of 1 "
+        "(ulimit -n, LimitNOFILE)\n"
+    )

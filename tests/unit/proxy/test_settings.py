@@ -159,11 +159,36 @@ def route(text: str) -> str:
             '[[endpoints]]\nid = "a"\naddress = "unix:/x"\n[upstream.tls]\nca = "a"',
             "endpoints[0].server_name: is required: a unix socket has no host that a certificate names",
         ),
+        (
+            ENDPOINT + "[log]\nslow_calls = 1\n[metrics]\nenabled = false",
+            "log.slow_calls: needs metrics.enabled: without, calls are not timed",
+        ),
+        (
+            ENDPOINT + '[listener]\naddress = "127.0.0.1:50051"',
+            "endpoints[0].address: is the listener's: every call would come back for ever",
+        ),
+        (
+            ENDPOINT + '[listener]\naddress = "0.0.0.0:50051"',
+            "endpoints[0].address: is the listener's: every call would come back for ever",
+        ),
+        (
+            '[[endpoints]]\nid = "a"\naddress = "unix:/x"\n[listener]\naddress = "unix:/x"',
+            "endpoints[0].address: is the listener's: every call would come back for ever",
+        ),
+        (
+            ENDPOINT + '[listener]\naddress = "[::]:9901"',
+            "admin.address: is the listener's: give it a port of its own",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_starts_with_its_key_path(file, text, line):
     [found] = problems(file(text))
     assert found == line or (found.startswith(line) and "\n" not in found)
+
+
+@pytest.mark.parametrize("listener", ["127.0.0.1:0", "10.0.0.1:50051", "127.0.0.1:50050", "unix:/x"])
+def test_a_port_of_another_address_is_another_port(file, listener):
+    load_settings(file(ENDPOINT + f'[listener]\naddress = "{listener}"'), {})
 
 
 def test_all_mistakes_are_told_at_once(file):

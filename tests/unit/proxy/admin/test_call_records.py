@@ -8,7 +8,6 @@ import queue
 from http import HTTPStatus
 
 import pytest
-from pydantic import ValidationError
 
 from proxy.admin import schema
 from proxy.admin.call_records import ACCESS, SLOW, hashed
@@ -16,8 +15,7 @@ from proxy.admin.logs import DroppingHandler, LogSettings, logging_as
 from proxy.cluster.endpoint import Cause
 from proxy.errors import ConfigError
 from proxy.forwarding.watched import WatchedCall
-from proxy.settings import Settings
-from tests.support.wire import World, endpoints, message
+from tests.support.wire import World, message
 
 EXPLAIN = (b"x-districhat-explain", b"1")
 EVERY_CALL = {"sample": 1, "chat_ids": "plain"}
@@ -270,13 +268,6 @@ def test_a_call_slower_than_the_threshold_is_logged_watched_or_not(caplog):
         world.run()
     [line] = lines(caplog, SLOW)
     assert (line["chat"], line["seconds"], line["endpoint"]) == ("chat-001", 0.6, world.owner("chat-001"))
-
-
-def test_slow_calls_without_measuring_are_a_mistake():
-    with pytest.raises(ValidationError, match=r"log\.slow_calls needs metrics\.enabled"):
-        Settings.model_validate(
-            {"endpoints": endpoints("A"), "log": {"slow_calls": 1.0}, "metrics": {"enabled": False}}
-        )
 
 
 def test_lines_of_calls_are_written_to_the_file_by_the_end_of_the_block(tmp_path):
