@@ -16,7 +16,7 @@ from proxy.errors import ConfigError
 from proxy.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -146,30 +146,52 @@ def keeping(old: Settings, new: Settings) -> Settings:
 
 
 def differences(old: Settings, new: Settings) -> Iterator[Change]:
-    """Every key whose value is another, in the order of the settings; keys that are gone come last in their section."""
+    """Every key whose value is another, in the order of the settings; keys that are gone come last in their section. Of
+    an item of a list that is new or gone, such as a server, only what is no default.
+    """
     before, after = _flat(old), _flat(new)
+    items_before, items_after = ({leaf.item for leaf in each.values()} for each in (before, after))
     for key in [*after, *(key for key in before if key not in after)]:
-        if before.get(key, _ABSENT) != after.get(key, _ABSENT):
-            yield Change(key, _shown(before, key), _shown(after, key))
+        one, other = before.get(key), after.get(key)
+        if one is not None and other is not None and one.value == other.value:
+            continue
+        leaf = other or one
+        if leaf is not None and leaf.plain and not (leaf.item in items_before and leaf.item in items_after):
+            continue
+        yield Change(key, _shown(one), _shown(other))
 
 
-_ABSENT: Final = object()
+class _Leaf(NamedTuple):
+    """A value of the settings."""
+
+    value: object
+    item: str
+    """The path of the item of a list that it belongs to; empty: of none."""
+    plain: bool
+    """It goes without saying, if the item is new: a default, or the id, which the path has."""
 
 
-def _flat(settings: Settings) -> dict[str, object]:
-    return dict(_leaves("", settings))
+def _flat(settings: Settings) -> dict[str, _Leaf]:
+    return dict(_leaves("", settings, "", plain=False))
 
 
-def _leaves(path: str, value: object) -> Iterator[tuple[str, object]]:
+def _leaves(path: str, value: object, item: str, *, plain: bool) -> Iterator[tuple[str, _Leaf]]:
     if isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from _leaves(f"{path}.{name}" if path else name, getattr(value, name))
+        for name, field in type(value).model_fields.items():
+            inner = getattr(value, name)
+            usual = name == "id" or (not field.is_required() and inner == field.default)
+            yield from _leaves(f"{path}.{name}" if path else name, inner, item, plain=usual)
     elif isinstance(value, tuple) and value and all(isinstance(each, BaseModel) for each in value):
         for index, each in enumerate(value):
-            yield from _leaves(f"{path}[{getattr(each, 'id', index)}]", each)
+            name = f"{path}[{getattr(each, 'id', index)}]"
+            yield from _leaves(name, each, item or name, plain=False)
     else:
-        yield path, value
+        yield path, _Leaf(value, item, plain)
 
 
-def _shown(flat: Mapping[str, object], key: str) -> str | None:
-    return str(flat[key]) if key in flat else None
+def _shown(leaf: _Leaf | None) -> str | None:
+    if leaf is None:
+        return None
+    if leaf.value is None or isinstance(leaf.value, bool):
+        return str(leaf.value).lower()
+    return str(leaf.value)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 VERSION: Final = 1
@@ -264,10 +264,15 @@ class Plan(_Body):
     """Share of each server afterwards."""
 
 
+def _in_one_line(text: str) -> str:
+    """What others see in their terminals and logs: no line breaks, no control characters."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
 class DrainRequest(_Model):
     """Body of `POST /api/endpoints/{id}/drain`. All of it may be left out."""
 
-    reason: Annotated[str, Field(max_length=200)] = ""
+    reason: Annotated[str, Field(max_length=200), AfterValidator(_in_one_line)] = ""
     """For people; told with the server's state."""
     force: bool = False
     """Also if that leaves no server available."""

@@ -102,6 +102,11 @@ async def test_status_lists_the_servers_and_says_when_one_is_out(
     assert (await districhat("status", "--json")).status == 1
 
 
+async def test_the_reason_of_a_drain_is_one_line_for_everybody(districhat: Command) -> None:
+    await districhat("drain", "Server-A", "--reason", "new\nkernel \x1b[31m")
+    assert "drained by the operator: new kernel [31m\n" in (await districhat("status")).out
+
+
 async def test_status_takes_a_drain_for_no_fault(districhat: Command) -> None:
     assert (await districhat("drain", "Server-A")).status == 0
     ended = await districhat("status", "--json")

@@ -42,9 +42,21 @@ def test_servers_go_by_their_ids_whatever_their_order() -> None:
 
 def test_servers_that_come_and_go_are_named() -> None:
     found = changes(settings(), settings(endpoints=[ENDPOINTS[0], {"id": "C", "address": "10.0.0.3:1"}]))
-    assert "endpoints[C].address: 10.0.0.3:1 (new)" in found
-    assert "endpoints[B].address: 10.0.0.2:1 -> (gone)" in found
-    assert not any("[A]" in each for each in found)
+    assert found == ["endpoints[C].address: 10.0.0.3:1 (new)", "endpoints[B].address: 10.0.0.2:1 -> (gone)"]
+
+
+def test_of_a_new_server_what_is_no_default_is_named_too() -> None:
+    server = {"id": "C", "address": "10.0.0.3:1", "weight": 2.0, "tls": False}
+    assert changes(settings(), settings(endpoints=[*ENDPOINTS, server])) == [
+        "endpoints[C].address: 10.0.0.3:1 (new)",
+        "endpoints[C].weight: 2.0 (new)",
+        "endpoints[C].tls: false (new)",
+    ]
+
+
+def test_a_default_that_comes_back_is_a_change() -> None:
+    heavy = settings(endpoints=[{**ENDPOINTS[0], "weight": 2.0}, ENDPOINTS[1]])
+    assert changes(heavy, settings()) == ["endpoints[A].weight: 2.0 -> 1.0"]
 
 
 def test_routes_go_by_their_place() -> None:
