@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -120,7 +121,8 @@ def _docstrings(model: type[BaseModel]) -> dict[str, str]:
         for statement, following in zip(definition.body, definition.body[1:], strict=False):
             match statement, following:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                    found[name] = " ".join(text.split()).replace("|", "\\|")
+                    items = re.sub(r"\n\s*- ", " <br>- ", text)  # a list, in a cell of a table
+                    found[name] = " ".join(items.split()).replace("|", "\\|")
     return found
 
 

@@ -180,6 +180,16 @@ def test_a_server_that_cannot_start_is_named_with_its_words_and_exit_1():
     assert "in use" in ended.stderr.lower()
 
 
+def test_a_port_that_is_taken_is_told_with_the_option_that_helps():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        base = taken.getsockname()[1] - 1
+        ended = demo("--serve", "--port", str(base))
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == (
+        f"if one of the ports {base} to {base + 3} is taken: --port BASE takes others"
+    )
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_in_the_middle_ends_all_processes(number, status):
     with demo_running("--delay", "60") as process:

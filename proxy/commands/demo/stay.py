@@ -31,6 +31,8 @@ def serve_until_stopped(*, port: int, store: str) -> int:
             cluster.children.wait_for_death()
     except ChildError as error:
         print(error, file=sys.stderr)
+        if port:
+            print(f"if one of the ports {port} to {port + 3} is taken: --port BASE takes others", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, SystemExit):  # the wanted end, from the terminal or by a signal
         out.print("stopped")
