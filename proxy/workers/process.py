@@ -52,7 +52,7 @@ class WorkerProcess:
         """Start one that listens on these, which it inherits. `on_caught_up`: see `Channel`. Raises OSError."""
         ours, theirs = socket.socketpair()
         descriptors = [theirs.fileno(), *(each.fileno() for each in sockets)]
-        command = [sys.executable, *(f"-W{each}" for each in sys.warnoptions), "-m", "proxy.workers.worker"]
+        command = [sys.executable, *(f"-W{each}" for each in sys.warnoptions), "-m", "proxy.workers"]
         try:
             process = subprocess.Popen(  # noqa: ASYNC220, S603 - ourselves; vfork and exec take milliseconds
                 [*command, f"worker-{number}", *map(str, descriptors)],

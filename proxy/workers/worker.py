@@ -11,7 +11,6 @@ import importlib.metadata
 import logging
 import signal
 import socket
-import sys
 from typing import TYPE_CHECKING, Final
 
 import uvloop
@@ -273,10 +272,7 @@ def _listen_to_signals() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`NAME CONTROL_FD LISTENING_FD...`: started by the parent only."""
-    # The parent alone is told to end or to reload, also when a terminal or a service manager tells everybody.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    """`NAME CONTROL_FD LISTENING_FD...`, with the signals ignored that are the parent's (see `__main__`)."""
     name, control, *listening = arguments
     # Until the settings are here.
     logging.basicConfig(format=f"%(asctime)s %(levelname)s {name}: %(name)s: %(message)s", level=logging.INFO)
@@ -287,7 +283,3 @@ def main(arguments: Sequence[str]) -> int:
         for problem in error.problems:
             log.error("%s", problem)  # noqa: TRY400 - the operator's, not ours: no traceback
         return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

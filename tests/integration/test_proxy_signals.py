@@ -212,10 +212,11 @@ async def test_a_sighup_before_the_configuration_is_read_reloads_it_once_the_pro
         assert stdout.startswith("districhat ready on ")
 
 
-async def test_what_takes_long_to_load_is_loaded_only_when_sighup_is_noted() -> None:
+@pytest.mark.parametrize("program", ["proxy.cli", "proxy.workers.__main__"])
+async def test_what_takes_long_to_load_is_loaded_only_when_signals_are_seen_to(program: str) -> None:
     """pydantic and the data path take half a second; the command line has a command in a small part of it."""
     heavy = "pydantic", "uvloop", "ngh2", "grpc", "asyncio"
-    program = f"import sys, proxy.cli; print([each for each in {heavy} if each in sys.modules])"
+    program = f"import sys, {program}; print([each for each in {heavy} if each in sys.modules])"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE)
     stdout, _ = await process.communicate()
     assert stdout == b"[]\n"

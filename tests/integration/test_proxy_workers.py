@@ -50,7 +50,7 @@ def children(proxy: Process) -> list[int]:
     found = []
     for file in Path(f"/proc/{proxy.pid}/task").glob("*/children"):
         found += map(int, file.read_text(encoding="ascii").split())
-    return sorted(pid for pid in found if b"proxy.workers.worker" in command(pid))
+    return sorted(pid for pid in found if b"proxy.workers" in command(pid))
 
 
 def command(pid: int) -> bytes:
