@@ -3,6 +3,16 @@
 hatchling runs this when it is asked to (`HATCH_BUILD_HOOK_ENABLE_CUSTOM=1 pip install .`); any other build, and every
 editable one, is of the plain files. Nothing is written beside the sources, where Python would find it before them: that
 is what hatch-mypyc does, and why it is not used here.
+
+What a compiled module must keep to, besides what mypy says:
+
+- Nothing plain inherits from its classes, and nothing is put in the place of their methods or of its constants, not in
+  tests either: compiled code does not look for them there.
+- On the hot path, a class is typed as a class, not as a Protocol or Any: else its fields are looked up by name, which
+  takes longer than the interpreter does. Where imports forbid that, a base class serves (`proxy/forwarding/peers.py`).
+- No base class from outside but exceptions', and no pydantic model.
+- Two `except` of one function have names of their own, or the second error is held against the type of the first.
+- A generator expression that is returned becomes a list: write a generator function.
 """
 
 from __future__ import annotations

@@ -365,7 +365,8 @@ class DownstreamConnection(Downstream):
     def settle(self) -> None:
         """Servers get credit for the response bytes that have left for the client."""
         engine = self.engine
-        owed, self.owed = self.owed, []
+        owed: list[Call] = self.owed
+        self.owed = []
         waiting = engine.queued_body_size()
         stalled = self.stalled
         for call in owed:

@@ -303,7 +303,8 @@ class UpstreamConnection(Upstream):
     def settle(self) -> None:
         """Clients get credit for the request bytes that have left for the server."""
         engine = self.engine
-        owed, self.owed = self.owed, []
+        owed: list[OfferedCall] = self.owed
+        self.owed = []
         waiting = engine.queued_body_size()
         for call in owed:
             if call.up is not self or call.done:
