@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 LARGE = "/any.Service/Large"
 PIECE, PIECES = 256 * 1024, 24
 """More than two kernels and the proxy hold together, so that the server has to wait for the client."""
-STALL_TIMEOUT = 1.0
-SLOWLY = 3.5 * STALL_TIMEOUT
+STALL_TIMEOUT = 2.0
+SLOWLY = 2.5 * STALL_TIMEOUT
 """Seconds that the client reads slowly: a call that is looked at wrongly does not survive them."""
 ROOM = 2**31 - 1
 
@@ -153,7 +153,7 @@ async def test_a_client_that_reads_nothing_any_more_is_cut_off(line: Line) -> No
     with contextlib.closing(client):
         client.call(LARGE)
         await client.take(100)
-        await eventually(lambda: "read nothing for 1 s" in line.proxy.log(), "the verdict")
+        await eventually(lambda: "read nothing for 2 s" in line.proxy.log(), "the verdict")
         await client.take_all()
         assert client.gone
         assert not client.trailers
