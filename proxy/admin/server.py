@@ -7,6 +7,7 @@ import logging
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from proxy.admin.api import Api
 from proxy.admin.dashboard import Dashboard
@@ -37,6 +38,15 @@ def application(proxy: AdminPort, settings: AdminSettings, views: RingViews) -> 
     return app
 
 
+def _is_no_garbage(record: logging.LogRecord) -> bool:
+    """Who sends what is no HTTP is told so, with 400; in the log, each line of a port scanner would be a traceback."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+_http_log = logging.getLogger(f"{__name__}.http")
+_http_log.addFilter(_is_no_garbage)
+
+
 class AdminServer:
     """Listens from `start` until `stop`."""
 
@@ -57,7 +67,12 @@ class AdminServer:
             return
         app = application(self._proxy, self._settings, self._views)
         self._runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, shutdown_timeout=LAST_WORDS, max_line_size=MAX_LINE
+            app,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=LAST_WORDS,
+            max_line_size=MAX_LINE,
+            logger=_http_log,
         )
         await self._runner.setup()
         try:

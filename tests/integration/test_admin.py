@@ -148,6 +148,19 @@ async def test_mistakes_are_404_400_and_401(servers: tuple[EchoServer, ...], tmp
         assert served == {chat: proxy.owner(chat) for chat in CHATS}, "none of it has changed anything"
 
 
+@pytest.mark.parametrize(
+    "garbage", [b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", b"\0\1\2\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
+)
+async def test_what_is_no_http_is_refused_and_no_traceback(proxy: ProxyProcess, garbage: bytes) -> None:
+    host, _, port = (await proxy.admin_url()).removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(garbage)
+    assert (await reader.readline()).split()[1] == b"400"
+    writer.close()
+    await writer.wait_closed()
+    assert "Traceback" not in proxy.log()
+
+
 async def test_while_it_drains_the_proxy_says_that_it_is_not_ready(
     servers: tuple[EchoServer, ...], tmp_path: Path
 ) -> None:
