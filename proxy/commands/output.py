@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -76,11 +77,16 @@ def print_table(
     out: Console, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], numeric: Collection[str] = ()
 ) -> None:
     """Rows under their columns; the columns named in `numeric` are aligned to the right."""
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    widths = [max(map(_cells, column)) for column in zip(columns, *rows, strict=True)]
     for style, row in (("bold underline", columns), *(("", row) for row in rows)):
         line = Text(style=style)
         for name, cell, width in zip(columns, row, widths, strict=True):
-            space = " " * (width - len(cell))
+            space = " " * (width - _cells(cell))
             line.append(space if name in numeric else "").append(cell).append("  " if name in numeric else f"{space}  ")
         line.rstrip()
         out.print(line)
+
+
+def _cells(text: str | Text) -> int:
+    """Of the terminal: an emoji takes two, an accent that combines none."""
+    return cell_len(text if isinstance(text, str) else text.plain)

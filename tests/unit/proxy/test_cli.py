@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from proxy.balancing.hash_ring import HashRing
 from proxy.cli import main
@@ -261,3 +262,11 @@ def test_a_mistake_is_json_too_for_programs(capsys):
     assert main(["ring", "share", "--json", "--config", "none.toml"]) == 2
     out, err = capsys.readouterr()
     assert json.loads(out) == {"problems": [err.rstrip("\n")]}
+
+
+def test_columns_stand_below_each_other_whatever_the_characters(capsys):
+    servers = "".join(f'[[endpoints]]\nid = "{id_}"\naddress = "h:1"\n' for id_ in ("\U0001f600", "e\u0301", "plain"))
+    Path("wide.toml").write_text(servers, encoding="utf-8")
+    assert main(["ring", "share", "--config", "wide.toml"]) == 0
+    lines = capsys.readouterr().out.splitlines()[:4]
+    assert len({cell_len(line) for line in lines}) == 1
