@@ -352,6 +352,18 @@ def test_bytes_beyond_ascii_in_values_pass_and_break_nothing(value: bytes) -> No
     assert (b"x-note", value) in world.at(world.owner("chat-001")).last.headers
 
 
+def test_metadata_that_must_not_be_indexed_stays_so() -> None:
+    """RFC 7541, 7.1.3: an intermediary must not put on a field what its sender keeps out of the table."""
+    world = answering(lambda server, sid: server.respond(sid))
+    secret = ngh2.NeverIndexedHeader(b"authorization", b"Bearer 1")
+    world.client().request(message("chat-001"), extra=(secret, (b"x-plain", b"1")))
+    world.run()
+    (exchange,) = world.at(world.owner("chat-001")).exchanges.values()
+    passed = {field[0]: type(field) for field in exchange.headers}
+    assert passed[b"authorization"] is ngh2.NeverIndexedHeader
+    assert passed[b"x-plain"] is not ngh2.NeverIndexedHeader
+
+
 def test_a_key_in_metadata_may_not_be_longer_than_one_in_a_message() -> None:
     world = World(routes=[{"method": "*", "key": {"metadata": "x-chat-id"}}]).echoing().start()
     client = world.client()
