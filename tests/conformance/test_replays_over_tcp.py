@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import aiohttp
 import grpc
@@ -100,8 +100,8 @@ class Replayer(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connected."""
-        assert isinstance(transport, asyncio.WriteTransport)
-        self.transport = transport
+        # Not isinstance: uvloop's transports have the interface, but not the base class.
+        self.transport = cast("asyncio.WriteTransport", transport)
 
     def data_received(self, data: bytes) -> None:
         """Keep it."""
@@ -124,7 +124,7 @@ class Replayer(asyncio.Protocol):
             await asyncio.sleep(PAUSE)
         with suppress(TimeoutError):
             await self._until(lambda: self.verdict == in_memory(replay.name), SOON)
-        with suppress(OSError):  # it has hung up meanwhile
+        if not self.transport.is_closing():
             self.transport.write_eof()
         await self._until(lambda: False, PATIENCE)
         return self.verdict
@@ -182,6 +182,19 @@ class Recordings:
     def begin(self, replay: Replay, server: RecordedServer) -> None:
         """A call is there that wants this stream."""
         self.begun[replay] = self._tasks.create_task(server.say(replay))
+
+
+@asynccontextmanager
+async def recorded_servers(recordings: Recordings) -> AsyncIterator[dict[str, str]]:
+    """As many as there are lanes, listening: id -> address."""
+    loop = asyncio.get_running_loop()
+    listening = [await loop.create_server(recordings.connection, "127.0.0.1", 0) for _ in range(LANES)]
+    ports = [each.sockets[0].getsockname()[1] for each in listening]
+    try:
+        yield {str(port): f"127.0.0.1:{port}" for port in ports}
+    finally:
+        for each in listening:
+            each.close()
 
 
 def wrong(verdicts: dict[Replay, str]) -> dict[Replay, str]:
@@ -271,14 +284,14 @@ async def test_every_recorded_server_ends_its_call_and_disturbs_no_other(
     tmp_path: Path, record: Callable[[Row], None]
 ) -> None:
     """An unmodified client calls servers that answer with recorded bytes, and beside them one that is well."""
-    loop = asyncio.get_running_loop()
     waiting = replays(*SERVER_STREAMS)
     cases = len(waiting)
-    async with asyncio.TaskGroup() as tasks, echo_servers("good") as (good,):
-        recordings = Recordings(tasks)
-        listening = [await loop.create_server(recordings.connection, "127.0.0.1", 0) for _ in range(LANES)]
-        recorded = [str(each.sockets[0].getsockname()[1]) for each in listening]
-        endpoints = {port: f"127.0.0.1:{port}" for port in recorded} | {good.id: good.address}
+    async with (
+        asyncio.TaskGroup() as tasks,
+        echo_servers("good") as (good,),
+        recorded_servers(recordings := Recordings(tasks)) as recorded,
+    ):
+        endpoints = {**recorded, good.id: good.address}
         # A chat may fail as often as it likes, and so may a server.
         outlier: Table = {"consecutive_failures": 0, "quarantine_time": 0}
         async with proxy_process(tmp_path, toml(endpoints, outlier=outlier, admin=ADMIN)) as proxy:
@@ -296,10 +309,8 @@ async def test_every_recorded_server_ends_its_call_and_disturbs_no_other(
                 channel(proxy.address) as client,
                 asyncio.TaskGroup() as lanes,
             ):
-                for port in recorded:
-                    lanes.create_task(one_after_another(client, proxy.key_of(port)))
-        for each in listening:
-            each.close()
+                for server in recorded:
+                    lanes.create_task(one_after_another(client, proxy.key_of(server)))
     verdicts = {replay: task.result() for replay, task in recordings.begun.items()}
     assert len(verdicts) == cases
     assert not wrong(verdicts)
