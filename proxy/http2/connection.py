@@ -50,9 +50,11 @@ EVENTS: dict[str, type[Event]] = {
 SETTINGS are answered by the engine, a 1xx response is not the response, a reset also arrives as StreamClosed."""
 
 
-SLICE: Final = 32_768
-"""Bytes of a client given to the engine at once. A transport reads up to 256 KB: as DATA they are a few events, as the
-smallest frames fifteen thousand, which would hold up everybody else for 20 ms and more."""
+SLICE: Final = 8192
+MAX_SLICE: Final = 32_768
+"""Bytes of a client given to the engine at once, at first, and when there is little in them. A transport reads up to
+256 KB: as DATA they are a few events, as the smallest frames fifteen thousand, which would hold up everybody else for
+20 ms and more."""
 EVENTS_PER_PASS: Final = 32
 """Events after which a connection with more to say waits for the next pass of the loop; each may be a call to route."""
 EVENTS_OF_A_BULK: Final = 4
@@ -219,9 +221,10 @@ class Http2Connection:
             clock.fresh = True
         engine = self.engine
         start = work = 0
+        size = SLICE
         while start < len(data) and work <= EVENTS_PER_PASS and not self.closed:
-            piece = data[start : start + SLICE]
-            start += SLICE
+            piece = data[start : start + size]
+            start += size
             try:
                 engine.receive_data(piece)
             except NGH2Error as error:
@@ -230,6 +233,9 @@ class Http2Connection:
             events = engine.events()
             if len(events) > EVENTS_OF_A_BULK:
                 work += len(events)
+                size = SLICE
+            elif size < MAX_SLICE:
+                size *= 2
             if events:
                 self._dispatch(events)
         if not self.closed and engine.want_write:
