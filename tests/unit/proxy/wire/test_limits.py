@@ -199,11 +199,10 @@ def test_streams_count_until_the_server_has_been_told_of_their_reset() -> None:
     "flood",
     [
         raw_frame(0x77, 0, 0, b"abc") * 1100,
-        raw_frame(6, 0, 0, b"12345678") * 1100,
         raw_frame(1, 0, 1, b"\x83") + raw_frame(9, 0, 1) * 20,
         raw_frame(4, 0, 0, b"\x00\x04\x00\x00\x00\x01" * 40),
     ],
-    ids=["unknown frames", "pings that are not read", "continuations", "settings entries"],
+    ids=["unknown frames", "continuations", "settings entries"],
 )
 def test_floods_end_the_connection_calmly(flood: bytes, caplog: pytest.LogCaptureFixture) -> None:
     world = World().echoing().start()
@@ -214,6 +213,18 @@ def test_floods_end_the_connection_calmly(flood: bytes, caplog: pytest.LogCaptur
     assert not client.connected
     assert count(world, "engine") == 1
     assert "limit engine: client unknown: " in caplog.text
+
+
+def test_a_client_that_does_not_read_the_answers_to_its_pings_is_cut_off() -> None:
+    world = World().echoing().start()
+    client = RawClient(world, HELLO)
+    client.transport.peer.stall()
+    said = 0
+    while client.connected and said < 20_000:
+        client.say(raw_frame(6, 0, 0, b"12345678") * 500)
+        said += 500
+    assert not client.connected
+    assert count(world, "engine") == 1
 
 
 @pytest.mark.parametrize(
