@@ -82,7 +82,7 @@ class DataPlane:
         timed = counting or settings.decisions.kept or settings.log.access_sample or settings.tracing.endpoint
         clock = PassClock(reactor.clock if timed else None)
         self.stats = Stats(clock, on=counting)
-        self.outbox = Outbox(reactor.call_soon, self.backlog, clock)
+        self.outbox = Outbox(reactor.call_soon, self.backlog, clock, reactor.clock)
         self.tls = Tls(settings.listener.tls, settings.upstream.tls)
         self.pools: dict[Endpoint, UpstreamPool] = {}
         """Also those of removed endpoints, until the last of their calls is over."""

@@ -52,13 +52,13 @@ SETTINGS are answered by the engine, a 1xx response is not the response, a reset
 
 SLICE: Final = 8192
 MAX_SLICE: Final = 32_768
-"""Bytes of a client given to the engine at once, at first, and when there is little in them. A transport reads up to
-256 KB: as DATA they are a few events, as the smallest frames fifteen thousand, which would hold up everybody else for
-20 ms and more."""
-EVENTS_PER_PASS: Final = 32
-"""Events after which a connection with more to say waits for the next pass of the loop; each may be a call to route."""
-EVENTS_OF_A_BULK: Final = 4
-"""Events of a slice that do not count: it is a piece of large messages."""
+"""Bytes of a client given to the engine at once, at first, and while that is quickly done. A transport reads up to
+256 KB: as DATA they are a few events, as the smallest frames fifteen thousand, and as fields of a message that hides
+its key a hundred thousand steps. All at once would hold up everybody else for 20 ms and more."""
+TURN: Final = 0.001
+"""Seconds after which a client with more to say waits for the next pass of the loop."""
+QUICK: Final = 0.00025
+"""Seconds that a slice may take for the next one to be larger."""
 AHEAD: Final = 1024
 AHEAD_PIECES: Final = 64
 """Bytes of a piece, and pieces, written at most to a transport that is full."""
@@ -214,15 +214,16 @@ class Http2Connection:
                 clock.fresh = False
 
     def receive_slices(self, data: bytes | memoryview) -> None:
-        """Take much at once slice by slice, with a turn for others in between when it means much work."""
+        """Take much at once slice by slice, with a turn for others in between when it takes long."""
         clock = self.pass_clock
         if not clock.fresh:
             clock.time = clock.read()
             clock.fresh = True
         engine = self.engine
-        start = work = 0
-        size = SLICE
-        while start < len(data) and work <= EVENTS_PER_PASS and not self.closed:
+        now = self.outbox.now
+        begun = before = now()
+        start, size = 0, SLICE
+        while start < len(data) and not self.closed and before - begun <= TURN:
             piece = data[start : start + size]
             start += size
             try:
@@ -230,14 +231,11 @@ class Http2Connection:
             except NGH2Error as error:
                 self.on_engine_failure(error, bytes(piece))
                 break
-            events = engine.events()
-            if len(events) > EVENTS_OF_A_BULK:
-                work += len(events)
-                size = SLICE
-            elif size < MAX_SLICE:
-                size *= 2
-            if events:
+            if events := engine.events():
                 self._dispatch(events)
+            after = now()
+            size = min(2 * size, MAX_SLICE) if after - before <= QUICK else SLICE
+            before = after
         if not self.closed and engine.want_write:
             self.mark_dirty()
         if not self.outbox.pending:

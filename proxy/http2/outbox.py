@@ -26,16 +26,24 @@ class Flushable(Protocol):
 class Outbox:
     """The dirty list.
 
-    `call_soon(callback)` runs a callback in the next pass of the event loop. `clock`: of the passes.
+    `call_soon(callback)` runs a callback in the next pass of the event loop. `clock`: of the passes. `now` gives
+    seconds on a clock that never stands still.
     """
 
-    __slots__ = ("_flusher", "backlog", "call_soon", "clock", "pending")
+    __slots__ = ("_flusher", "backlog", "call_soon", "clock", "now", "pending")
 
-    def __init__(self, call_soon: Callable[[Callable[[], None]], object], backlog: Backlog, clock: PassClock) -> None:
+    def __init__(
+        self,
+        call_soon: Callable[[Callable[[], None]], object],
+        backlog: Backlog,
+        clock: PassClock,
+        now: Callable[[], float],
+    ) -> None:
         self.call_soon = call_soon
         self.backlog = backlog
         """What cannot go out."""
         self.clock = clock
+        self.now = now
         self._flusher = self._flush
         self.pending: list[Flushable] = []
         """Those who have something to say in this pass."""
