@@ -33,7 +33,7 @@ FREE = 0.15
 """Seconds of CPU that any attack may cost: the process table counts in hundredths, and connections cost something."""
 BYTES_OF_A_CALL = 200
 """What the good clients send for a call, roughly: HEADERS of indexed fields, DATA, WINDOW_UPDATE and PING."""
-FLOOR = 0.050
+FLOOR = 0.010
 """Seconds of a 99th percentile that count as not slowed down at all."""
 TRIES = 3
 
