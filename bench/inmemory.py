@@ -48,12 +48,13 @@ class _Timed:
 
     def __init__(self, world: _TimedWorld, protocol: asyncio.BaseProtocol) -> None:
         self._world = world
-        self._protocol = protocol
+        self.protocol = protocol
+        self.reading = True
         self.connection_lost = protocol.connection_lost
 
     def data_received(self, data: bytes) -> None:
         start = perf_counter()
-        feed(self._protocol, data)
+        feed(self, data)
         self._world.seconds += perf_counter() - start
 
 

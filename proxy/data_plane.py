@@ -23,7 +23,7 @@ from proxy.forwarding.own_health import OwnHealth
 from proxy.forwarding.request_ids import request_ids
 from proxy.forwarding.routes import RouteTable
 from proxy.forwarding.stats import Stats, StatsSnapshot
-from proxy.http2 import Backlog, Limits, Outbox, PassClock
+from proxy.http2 import Backlog, Limits, Outbox, PassClock, Turns
 from proxy.transport.deadline_timer import DeadlineTimer
 from proxy.transport.gauges import gathered
 from proxy.transport.listener import Listener
@@ -82,7 +82,7 @@ class DataPlane:
         timed = counting or settings.decisions.kept or settings.log.access_sample or settings.tracing.endpoint
         clock = PassClock(reactor.clock if timed else None)
         self.stats = Stats(clock, on=counting)
-        self.outbox = Outbox(reactor.call_soon, self.backlog, clock, reactor.clock)
+        self.outbox = Outbox(reactor.call_soon, self.backlog, clock, Turns(reactor.call_soon, reactor.clock))
         self.tls = Tls(settings.listener.tls, settings.upstream.tls)
         self.pools: dict[Endpoint, UpstreamPool] = {}
         """Also those of removed endpoints, until the last of their calls is over."""

@@ -29,7 +29,7 @@ from ngh2 import (
 )
 from ngh2 import NGH2Error as EngineError
 
-from proxy.http2.connection import SLICE, Http2Connection, Wire
+from proxy.http2.connection import Http2Connection, Wire
 from proxy.http2.engine import (
     EMPTY_SETTINGS,
     MAX_STREAM_ID,
@@ -44,13 +44,13 @@ from proxy.http2.engine import (
 from proxy.http2.limits import Backlog, LimitExceeded, TokenBucket
 from proxy.http2.outbox import Outbox
 from proxy.http2.pass_clock import PASS_BOUNDS, PassClock
+from proxy.http2.turns import Turns
 
 __all__ = [
     "EMPTY_SETTINGS",
     "MAX_STREAM_ID",
     "NO_LIMIT",
     "PASS_BOUNDS",
-    "SLICE",
     "Backlog",
     "ConnectionClosed",
     "ConnectionClosingError",
@@ -78,6 +78,7 @@ __all__ = [
     "StreamUnavailableError",
     "TokenBucket",
     "TrailersReceived",
+    "Turns",
     "Wire",
     "client_engine",
     "code_of",

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from proxy.http2.limits import Backlog
 from proxy.http2.pass_clock import PassClock
+from proxy.http2.turns import Turns
 
 
 class Flushable(Protocol):
@@ -26,24 +27,24 @@ class Flushable(Protocol):
 class Outbox:
     """The dirty list.
 
-    `call_soon(callback)` runs a callback in the next pass of the event loop. `clock`: of the passes. `now` gives
-    seconds on a clock that never stands still.
+    `call_soon(callback)` runs a callback in the next pass of the event loop. `clock`: of the passes.
     """
 
-    __slots__ = ("_flusher", "backlog", "call_soon", "clock", "now", "pending")
+    __slots__ = ("_call_soon", "_flusher", "backlog", "clock", "pending", "turns")
 
     def __init__(
         self,
         call_soon: Callable[[Callable[[], None]], object],
         backlog: Backlog,
         clock: PassClock,
-        now: Callable[[], float],
+        turns: Turns,
     ) -> None:
-        self.call_soon = call_soon
+        self._call_soon = call_soon
         self.backlog = backlog
         """What cannot go out."""
         self.clock = clock
-        self.now = now
+        self.turns = turns
+        """Of those who have much to say to us."""
         self._flusher = self._flush
         self.pending: list[Flushable] = []
         """Those who have something to say in this pass."""
@@ -56,7 +57,7 @@ class Outbox:
 
     def schedule(self) -> None:
         """The first of a pass is about to be put into `pending`."""
-        self.call_soon(self._flusher)
+        self._call_soon(self._flusher)
 
     def _flush(self) -> None:
         pending = self.pending

@@ -23,8 +23,8 @@ from typing import Final
 
 log = logging.getLogger(__name__)
 
-MAX_ACCEPTS: Final = 64
-"""Clients accepted in one pass of the loop, so that calls have their turn."""
+MAX_ACCEPTS: Final = 8
+"""Clients accepted in one pass of the loop, so that calls have their turn: each is 50 us."""
 PAUSE: Final = 1.0
 """Seconds to wait when nobody can be accepted, unless a client leaves before; asyncio waits as long."""
 RESERVE: Final = 64

@@ -12,7 +12,7 @@ import heapq
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import ngh2
 
@@ -37,6 +37,13 @@ class Timer:
 
     def cancel(self) -> None:
         self.callback = None
+
+
+class Reading(Protocol):
+    """An end of a connection, as far as it is needed for handing bytes to it."""
+
+    protocol: asyncio.BaseProtocol
+    reading: bool
 
 
 class MemoryTransport:
@@ -92,7 +99,7 @@ class MemoryTransport:
         before = self.buffered()
         data = b"".join(self.outgoing)
         self.outgoing = deque([data[amount:]] if amount < before else [])
-        feed(self.peer.protocol, data[:amount])
+        feed(self.peer, data[:amount])
         if before > self.high_water // 4 >= self.buffered():
             self.protocol.resume_writing()
 
@@ -125,16 +132,18 @@ class MemoryTransport:
             if not self.peer.reading:
                 self.outgoing.extend(pieces)
                 break
-            feed(self.peer.protocol, pieces.popleft())
+            if rest := feed(self.peer, pieces.popleft()):
+                pieces.appendleft(rest)
         return True
 
 
-def feed(protocol: asyncio.BaseProtocol, data: bytes) -> None:
-    """Hand bytes to a protocol as an event loop does it."""
+def feed(end: Reading, data: bytes) -> bytes:
+    """Hand bytes to a protocol as an event loop does it, for as long as it reads. Returns the rest."""
+    protocol = end.protocol
     if not hasattr(protocol, "get_buffer"):
         protocol.data_received(data)  # type: ignore[attr-defined]  # the other kind
-        return
-    while data:
+        return b""
+    while data and end.reading:
         room = protocol.get_buffer(-1)
         assert isinstance(room, memoryview)
         size = min(len(room), len(data))
@@ -142,6 +151,7 @@ def feed(protocol: asyncio.BaseProtocol, data: bytes) -> None:
         protocol.buffer_updated(size)
         room[:size] = bytes(size)  # whoever kept a view of it will notice
         data = data[size:]
+    return data
 
 
 @dataclass

@@ -199,11 +199,10 @@ def test_streams_count_until_the_server_has_been_told_of_their_reset() -> None:
     "flood",
     [
         raw_frame(0x77, 0, 0, b"abc") * 1100,
-        raw_frame(6, 0, 0, b"12345678") * 1100,
         raw_frame(1, 0, 1, b"\x83") + raw_frame(9, 0, 1) * 20,
         raw_frame(4, 0, 0, b"\x00\x04\x00\x00\x00\x01" * 40),
     ],
-    ids=["unknown frames", "pings that are not read", "continuations", "settings entries"],
+    ids=["unknown frames", "continuations", "settings entries"],
 )
 def test_floods_end_the_connection_calmly(flood: bytes, caplog: pytest.LogCaptureFixture) -> None:
     world = World().echoing().start()
@@ -214,6 +213,18 @@ def test_floods_end_the_connection_calmly(flood: bytes, caplog: pytest.LogCaptur
     assert not client.connected
     assert count(world, "engine") == 1
     assert "limit engine: client unknown: " in caplog.text
+
+
+def test_a_client_that_does_not_read_the_answers_to_its_pings_is_cut_off() -> None:
+    world = World().echoing().start()
+    client = RawClient(world, HELLO)
+    client.transport.peer.stall()
+    said = 0
+    while client.connected and said < 20_000:
+        client.say(raw_frame(6, 0, 0, b"12345678") * 500)
+        said += 500
+    assert not client.connected
+    assert count(world, "engine") == 1
 
 
 @pytest.mark.parametrize(
@@ -704,50 +715,3 @@ def test_requests_that_wait_for_a_server_are_bounded() -> None:
     assert len(refused) >= 14
     assert count(world, "request_bytes") == len(refused)
     assert next(iter(world.proxy.listener.connections)).kept <= 500_000
-
-
-# One client's turn.
-
-
-class SlowWorld(World):
-    """On a machine on which whatever is looked at has taken `step` seconds."""
-
-    step = 0.0
-
-    def clock(self) -> float:
-        self.time += self.step
-        return self.time
-
-
-def test_a_client_that_says_very_much_at_once_lets_others_have_their_turn() -> None:
-    world = SlowWorld().echoing().start()
-    noisy, good = RawClient(world, HELLO), world.client()
-    downstream = next(each for each in world.proxy.listener.connections if each.wire is noisy.transport.peer)
-    window_update = raw_frame(8, 0, 0, b"\x00\x00\x00\x01")
-    noisy.transport.write(window_update * 20_000)
-    sid = good.request(message())
-    good.flush()
-    world.step = 0.0002
-    noisy.transport.deliver()
-    world.step = 0.0
-    assert not noisy.transport.peer.reading, "the rest waits"
-    assert 65_535 < downstream.engine.remote_window_size < 65_535 + 20_000
-    good.transport.deliver()
-    world.run()
-    assert good.exchanges[sid].status == 0
-    assert noisy.transport.peer.reading
-    assert downstream.engine.remote_window_size == 65_535 + 20_000
-
-
-def test_a_large_message_is_not_taken_for_noise() -> None:
-    world = World(listener={"stream_window": 1_000_000}).echoing().start()
-    client = world.client()
-    world.run()
-    body = message("chat-001", "x" * 900_000)
-    sid = client.request(body)
-    data = client.engine.data_to_send()
-    client.transport.write(data)
-    client.transport.deliver()
-    assert client.transport.peer.reading
-    world.run()
-    assert client.exchanges[sid].body == body

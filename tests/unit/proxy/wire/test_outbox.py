@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from proxy.http2 import Backlog, Outbox, PassClock
+from proxy.http2 import Backlog, Outbox, PassClock, Turns
 
 
 class Loop:
@@ -20,6 +20,10 @@ class Loop:
         scheduled, self.scheduled = self.scheduled, []
         for callback in scheduled:
             callback()
+
+
+def outbox_of(loop: Loop) -> Outbox:
+    return Outbox(loop.call_soon, Backlog(1, 1, print), PassClock(None), Turns(loop.call_soon, float))
 
 
 class Connection:
@@ -39,7 +43,7 @@ class Connection:
 
 def test_all_connections_of_a_pass_are_flushed_by_one_callback() -> None:
     loop, log = Loop(), []
-    outbox = Outbox(loop.call_soon, Backlog(1, 1, print), PassClock(None), float)
+    outbox = outbox_of(loop)
     for name in "abc":
         outbox.add(Connection(log, name))
     assert len(loop.scheduled) == 1
@@ -51,7 +55,7 @@ def test_all_connections_of_a_pass_are_flushed_by_one_callback() -> None:
 
 def test_a_connection_made_dirty_by_a_flush_is_flushed_in_the_same_pass() -> None:
     loop, log = Loop(), []
-    outbox = Outbox(loop.call_soon, Backlog(1, 1, print), PassClock(None), float)
+    outbox = outbox_of(loop)
     first, second = Connection(log, "first"), Connection(log, "second")
     first.then = lambda: outbox.add(second)
     outbox.add(first)
@@ -62,7 +66,7 @@ def test_a_connection_made_dirty_by_a_flush_is_flushed_in_the_same_pass() -> Non
 
 def test_a_connection_with_a_bug_silences_no_other() -> None:
     loop, log = Loop(), []
-    outbox = Outbox(loop.call_soon, Backlog(1, 1, print), PassClock(None), float)
+    outbox = outbox_of(loop)
     outbox.add(Connection(log, "bad", ValueError("oops")))
     outbox.add(Connection(log, "good"))
     loop.run()
@@ -71,7 +75,7 @@ def test_a_connection_with_a_bug_silences_no_other() -> None:
 
 def test_a_connection_that_cannot_even_be_given_up_silences_no_other_and_is_reported() -> None:
     loop, log = Loop(), []
-    outbox = Outbox(loop.call_soon, Backlog(1, 1, print), PassClock(None), float)
+    outbox = outbox_of(loop)
     worst = Connection(log, "worst", ValueError("oops"))
 
     def fail(_error: Exception) -> None:
