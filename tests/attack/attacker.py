@@ -40,8 +40,12 @@ PATIENCE = 20.0
 class Attacker:
     """One connection, and what came back on it."""
 
+    made = 0
+    """Connections so far."""
+
     def __init__(self, port: int, *, settings: bytes = b"", hello: bool = True, acknowledges: bool = True) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port))
+        Attacker.made += 1
         self.socket.setblocking(False)
         self.acknowledges = acknowledges
         """Answers the proxy's SETTINGS and PING."""

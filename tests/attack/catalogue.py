@@ -180,13 +180,20 @@ def reset_flood(arena: Arena) -> int:
 
 # F. Floods.
 
-flood_of_frames("F pings faster than they can be answered", frame(PING, 0, 0, b"12345678"), CALM)
 flood_of_frames("F settings", frame(SETTINGS, 0, 0), CALM)
 flood_of_frames("F empty data", frame(DATA, 0, 1), CALM, stream=True)
 flood_of_frames("F priority churn", frame(PRIORITY, 0, 1, number(3) + b"\x10"), CALM, stream=True)
 flood_of_frames("F window updates", frame(WINDOW_UPDATE, 0, 0, number(1)))
 flood_of_frames("F unknown frames", frame(0x77, 0, 0, b"abc"), CALM)
 flood_of_frames("F padded data of one byte", frame(DATA, PADDED, 1, b"\xff" + b"\0" + bytes(255)), stream=True)
+
+
+@entry("F pings without end")
+def endless_pings(arena: Arena) -> int:
+    """Borne by a proxy that gets to answer them, and stopped if too many come in one read."""
+    with Attacker(arena.port) as attacker:
+        attacker.flood(itertools.repeat(frame(PING, 0, 0, b"12345678") * BATCH))
+        return attacker.sent if attacker.alive() else ends_with(attacker, CALM)
 
 
 @entry("F pings that are answered")

@@ -1,9 +1,9 @@
 """A hundred well-behaved clients and three servers, as a process of their own: `python -m tests.attack.crowd`.
 
-Prints the servers' addresses as a line of JSON, reads the proxy's address and the clients' chats from another on stdin,
-and from then on prints a line for every call that ends: by which way (`proxy`, or `direct` for those of the control
-group), when (time.monotonic(), which is the same clock for all processes), how many seconds it took, and the name of
-its status. Ends when stdin does.
+Prints the servers' addresses as a line of JSON, reads the addresses of two proxies and the clients' chats from another
+on stdin, and from then on prints a line for every call that ends: by which way (`proxy`, or `control` for those of the
+control group), when (time.monotonic(), which is the same clock for all processes), how many seconds it took, and the
+name of its status. Ends when stdin does.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ STREAMS = 20
 PAUSE = 0.5
 """Seconds between two calls of a client, at most."""
 DEADLINE = 30.0
-CONTROLS = 20
-"""Clients that call a server without the proxy: what slows them down too is the machine's doing."""
+CONTROLS = 50
+"""Clients of a proxy that nobody attacks: what slows them down too is the machine's doing."""
 
 
 def report(started: float, status: grpc.StatusCode, way: str = "proxy") -> None:
@@ -78,9 +78,10 @@ async def main() -> None:
         await channel.channel_ready()
         serve = talk_on_one_stream if number < STREAMS else call_again_and_again
         clients.append(loop.create_task(serve(channel, keyed(chat)), name=f"client {number}"))
-    direct = [grpc.aio.insecure_channel(servers[0].address, options=CLIENT_OPTIONS) for _ in range(CONTROLS)]
-    for number, channel in enumerate(direct):
-        task = loop.create_task(call_again_and_again(channel, keyed("x"), "direct"), name=f"control {number}")
+    controls = [grpc.aio.insecure_channel(orders["control"], options=CLIENT_OPTIONS) for _ in range(CONTROLS)]
+    for number, (channel, chat) in enumerate(zip(controls, orders["chats"], strict=False)):
+        await channel.channel_ready()
+        task = loop.create_task(call_again_and_again(channel, keyed(chat), "control"), name=f"control {number}")
         clients.append(task)
     over = loop.run_in_executor(None, sys.stdin.read)
     while not over.done():
@@ -89,7 +90,7 @@ async def main() -> None:
     for task in clients:
         task.cancel()
     await asyncio.wait(clients)
-    for channel in (*channels, *direct):
+    for channel in (*channels, *controls):
         await channel.close()
     for server in servers:
         await server.stop()

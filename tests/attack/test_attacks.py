@@ -2,16 +2,12 @@
 
 Of each: the attacker is told what the specification says; no good call fails; the proxy grows by 64 MiB at most; a byte
 of the attacker costs the proxy's CPU at most ten times what a byte of a good call costs; and the good calls' 99th
-percentile at most doubles, compared with the worst of the quiet windows around, or with that of a control group which
-calls the servers without the proxy at the same time. The attacker runs at a lower priority, so that it takes from the
-others what the proxy gives it, and not the machine.
+percentile at most doubles, compared with the worst of the quiet windows around, or with that of a control group, whose
+calls go through a proxy of the same kind that is not attacked. An attack lasts a second at least, or is repeated. The
+attacker runs at a lower priority, so that it takes from the others what the proxy gives it, and not the machine.
 
-The last is the one figure that the machine's other load can spoil. So the time is taken off in which the proxy could
-have run and the kernel ran somebody else; and as such noise only ever adds, while an attack that does slow the good
-clients down does it every time, it has three tries. Below a floor it does not count: five processes on two cores wait
-for each other anyway, and an attack that is stopped after 50 ms leaves twenty calls to tell by, the control group five.
-One attack does need the floor, also when it is repeated for a second: first messages that never end (30 ms, where the
-control group has 9). What a hole looks like: with ten thousand fields allowed before the key it was 800 ms.
+The last is the one figure that the machine's other load can spoil. As such noise only ever adds, while an attack that
+does slow the good clients down does it every time, it has three tries.
 """
 
 from __future__ import annotations
@@ -32,11 +28,11 @@ MAX_GROWTH = 64 << 20
 MAX_COST = 10
 """Times what a byte of a good call costs."""
 FREE = 0.15
-"""Seconds of CPU that any attack may cost: the process table counts in hundredths, and connections cost something."""
+"""Seconds of CPU that any attack may cost: the process table counts in hundredths."""
+CONNECTION = 0.0003
+"""Seconds of CPU that a connection may cost, from its beginning to its end; they were 45 to 150 us."""
 BYTES_OF_A_CALL = 200
 """What the good clients send for a call, roughly: HEADERS of indexed fields, DATA, WINDOW_UPDATE and PING."""
-FLOOR = 0.030
-"""Seconds of a 99th percentile that count as not slowed down at all."""
 TRIES = 3
 
 # Short, so that attacks on patience do not take it.
@@ -69,7 +65,7 @@ def test_an_attack_is_stopped_and_harms_no_other_client(field: Arena, name: str)
         measures = field.measure(lambda: CATALOGUE[name](field))
         print(measures)
         check(field, measures)
-        if measures.p99 - measures.waited <= max(2 * measures.quiet_p99, 2 * measures.direct_p99, FLOOR):
+        if measures.p99 <= 2 * max(measures.quiet_p99, measures.control_p99):
             return
         assert remaining, f"the good clients' calls became slower each time: {measures}"
 
@@ -79,5 +75,6 @@ def check(field: Arena, measures: Measures) -> None:
     assert measures.calls, "there were no good calls meanwhile"
     assert not failed, f"good calls failed: {failed[:5]}; {measures}"
     assert measures.memory <= MAX_GROWTH, measures
-    allowed = FREE + MAX_COST * field.cost_of_a_call / BYTES_OF_A_CALL * measures.bytes
+    allowed = FREE + CONNECTION * measures.connections
+    allowed += MAX_COST * field.cost_of_a_call / BYTES_OF_A_CALL * measures.bytes
     assert measures.cpu <= allowed, f"more than {allowed:.2f} s of CPU: {measures}"
