@@ -6,13 +6,14 @@ import asyncio
 import errno
 import logging
 import socket
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 
 import pytest
 
 from proxy.transport import acceptor as module
-from proxy.transport.acceptor import Acceptor
+from proxy.transport.acceptor import MAX_ACCEPTS, Acceptor
 from tests.support.polling import eventually
 
 FAREWELL = b"goodbye"
@@ -58,6 +59,13 @@ class Door:
         self.clients.append(client)
         return client
 
+    async def first_welcomed(self) -> None:
+        """The pass of the event loop in which the first client is accepted is over."""
+        until = time.monotonic() + 10.0
+        while not self.welcomed:
+            assert time.monotonic() < until
+            await asyncio.sleep(0)
+
     async def passes(self) -> None:
         """Some turns of the event loop, which polls its sockets in each."""
         for _ in range(20):
@@ -86,6 +94,14 @@ async def test_clients_are_welcomed_with_their_address(door: Door) -> None:
     await eventually(lambda: len(door.welcomed) == 2)
     assert [address for _, address in door.welcomed] == ["127.0.0.1"] * 2
     assert all(not client.getblocking() for client, _ in door.welcomed)
+
+
+async def test_no_more_clients_are_accepted_in_one_pass_than_leave_calls_their_turn(door: Door) -> None:
+    for _ in range(MAX_ACCEPTS + 2):
+        door.knock()
+    await door.first_welcomed()
+    assert len(door.welcomed) == MAX_ACCEPTS
+    await eventually(lambda: len(door.welcomed) == MAX_ACCEPTS + 2)
 
 
 @pytest.mark.parametrize(
