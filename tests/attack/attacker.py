@@ -33,6 +33,8 @@ SECONDS = 0.8
 """How long a flood lasts."""
 MAX_BYTES = 8 << 20
 """How much a flood sends."""
+BATCH = 100
+"""Streams or frames in one write."""
 PATIENCE = 20.0
 """Seconds to wait for what the proxy should say."""
 
@@ -116,6 +118,15 @@ class Attacker:
             if not self.send(chunk, until) or self.sent >= limit or time.monotonic() > until:
                 return
 
+    def streams(self, fields: Fields, after: Callable[[int], bytes], *, end: bool = False) -> Iterator[bytes]:
+        """Chunks of streams with these headers, and what follows each."""
+        while True:
+            chunk = []
+            for _ in range(BATCH):
+                stream = self.stream()
+                chunk.append(self.headers(stream, fields, end=end) + after(stream))
+            yield b"".join(chunk)
+
     # Hearing.
 
     def wait(self, condition: Callable[[], object], seconds: float = PATIENCE) -> bool:
@@ -134,6 +145,19 @@ class Attacker:
         """Whether the peer still answers a PING."""
         wanted = self.pongs + 1
         return self.send(frame(PING, 0, 0, b"alive???")) and self.wait(lambda: self.pongs >= wanted)
+
+    # Verdicts: what the peer must do. Each returns how many bytes it was sent.
+
+    def ends_with(self, *codes: int) -> int:
+        """The peer closed, with one of these codes."""
+        assert self.ended(), f"was not stopped; {vars(self)}"
+        assert self.goaway in codes, f"GOAWAY {self.goaway}, not {codes}; {self.resets} {self.statuses}"
+        return self.sent
+
+    def goes_on(self) -> int:
+        """The peer bears it."""
+        assert self.alive(), f"the connection ended with GOAWAY {self.goaway}"
+        return self.sent
 
     def _drain(self) -> None:
         """The peer has reset the connection; what it said before may still be there."""
