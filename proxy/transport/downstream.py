@@ -288,9 +288,7 @@ class DownstreamConnection(Downstream):
         self.cut_off(error.limit, error.detail, error.code)
 
     def cut_off(self, limit: str, detail: str, code: ErrorCode = ErrorCode.ENHANCE_YOUR_CALM) -> None:
-        """The client went beyond `limit`: say so, and close."""
-        if self.closed:
-            return
+        """The client went beyond `limit`: say so, and close; also if the engine has nothing more to say by itself."""
         self._exceeded(limit, detail)
         if self.wire is not None:
             self.wire.write((b"" if self.greeted else EMPTY_SETTINGS) + goaway_frame(code, detail))

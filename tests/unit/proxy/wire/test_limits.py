@@ -173,6 +173,23 @@ def test_requests_that_the_engine_refuses_count_as_premature_resets() -> None:
     assert count(world, "premature_resets") == 1
 
 
+def test_premature_resets_beyond_the_limit_that_are_the_end_of_a_drained_connection_leave_nothing_behind() -> None:
+    """Its engine is done with the last of them, so that the client hears nothing more; but it does not hang up."""
+    world = silent(World(listener={"max_premature_resets": 5}))
+    client = RawClient(world)
+    sids = [client.request(message("chat-001"), path=CHAT) for _ in range(8)]
+    client.say(client.engine.data_to_send())
+    next(iter(world.proxy.listener.connections)).start_drain()
+    world.run()
+    client.say(client.engine.data_to_send())  # acknowledges what follows the GOAWAY
+    for sid in sids:
+        client.engine.reset_stream(sid)
+    client.say(client.engine.data_to_send())
+    assert count(world, "premature_resets") == 1
+    assert not client.connected
+    world.assert_clean()
+
+
 def test_streams_count_until_the_server_has_been_told_of_their_reset() -> None:
     world = silent(World(listener={"max_concurrent_streams": 10}))
     client = world.client()
