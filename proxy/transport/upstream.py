@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -109,11 +111,26 @@ class UpstreamConnection(Upstream):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The server is gone: its calls end here or move on."""
-        self.wire = None
+        wire, self.wire = self.wire, None
+        if wire is not None and (tls := wire.get_extra_info("ssl_object")) is not None:
+            self._read_rest(tls)
         if not self._why:
             self._why = reason(exc) if exc is not None else self._last_goaway or "connection closed by the server"
         self._end()
         self.pool.disconnected(self)
+
+    def _read_rest(self, tls: ssl.SSLObject) -> None:
+        """Take what the server had said when it hung up. uvloop's TLS gives no more of that once the connection has
+        ended, to somebody whose room was full or whose turn it was not: it would be the end of a response.
+        """
+        with suppress(ssl.SSLError):  # that is all, or its end is missing
+            while not self.closed:
+                room = self.get_buffer(-1)
+                data = tls.read(len(room))
+                if not data:
+                    return
+                room[: len(data)] = data
+                self.buffer_updated(len(data))
 
     def end_calls(self) -> None:
         """See `Http2Connection.end_calls`."""

@@ -14,14 +14,27 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
+import h2.config
+import h2.connection
 import pytest
+from h2.events import StreamEnded
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.test_admin import admin_of
 from tests.support.backend_server import serving
-from tests.support.grpc_server import CLIENT_OPTIONS, EchoServer, closed_port, echo_servers, messages, server_of
+from tests.support.grpc_server import (
+    CLIENT_OPTIONS,
+    EchoServer,
+    channel,
+    closed_port,
+    echo_servers,
+    messages,
+    server_of,
+)
+from tests.support.messages import framed
 from tests.support.polling import PATIENCE, eventually, eventually_answers, settled
 from tests.support.proxy_process import ProxyProcess, Table, addresses, environment, proxy_process, toml
+from tests.support.raw_http2 import OK, RESPONSE
 from tests.support.tls import Authority, Certificate
 from tests.support.tools import need
 
@@ -186,6 +199,49 @@ async def test_a_server_that_stops_reading_stops_the_client_through_tls_too(
         reads.set()
         assert await call.read() == b"400"
         await writing
+
+
+def answer_and_hang_up(listening: socket.socket, context: ssl.SSLContext, body: bytes, times: int) -> None:
+    """Serve one call a connection as servers do that stop: answer, GOAWAY, FIN at once."""
+    for _ in range(times):
+        accepted, _ = listening.accept()
+        accepted.settimeout(PATIENCE)
+        with context.wrap_socket(accepted, server_side=True) as client:
+            http2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding=None))
+            http2.initiate_connection()
+            stream = None
+            while stream is None:
+                client.sendall(http2.data_to_send())
+                ends = (each for each in http2.receive_data(client.recv(65_536)) if isinstance(each, StreamEnded))
+                stream = next((each.stream_id for each in ends), None)
+            http2.send_headers(stream, RESPONSE)
+            for start in range(0, len(body), 16_384):
+                http2.send_data(stream, body[start : start + 16_384])
+            http2.send_headers(stream, OK, end_stream=True)
+            http2.close_connection(last_stream_id=stream)
+            client.sendall(http2.data_to_send())
+            client.shutdown(socket.SHUT_WR)
+            while client.recv(65_536):  # a RST would be another story
+                pass
+
+
+async def test_the_last_words_of_a_server_that_hangs_up_are_heard_through_tls_too(
+    tmp_path: Path, ca: Authority, certificate: Certificate
+) -> None:
+    """More than is read at once has come by then. Of that, uvloop's TLS gives nothing more after the end."""
+    calls, message = 20, bytes(60_000)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.certificate, certificate.key)
+    context.set_alpn_protocols(["h2"])
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(PATIENCE)
+        loop = asyncio.get_running_loop()
+        server = loop.run_in_executor(None, answer_and_hang_up, listening, context, framed(message), calls)
+        config = toml({"A": "{}:{}".format(*listening.getsockname())}, **{"upstream.tls": {"ca": str(ca.file)}})
+        async with proxy_process(tmp_path, config) as proxy, channel(proxy.address) as client:
+            for _ in range(calls):
+                assert await client.unary_unary(UNARY)(b"", wait_for_ready=True) == message
+        await server
 
 
 async def test_calls_fail_over_to_the_next_server_through_tls(
