@@ -9,13 +9,15 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from tests.support.wire import World, feed, message
+from tests.support.memory_transport import feed
+from tests.support.messages import message
+from tests.support.world import World
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from tests.support.wire import Peer
+    from tests.support.peers import RawPeer
 
 TOKENS = 20
 """Messages of the stream in `tokens`."""
@@ -37,7 +39,7 @@ class _TimedWorld(World):
         callback()
         self.seconds += perf_counter() - start
 
-    def join(self, protocol: asyncio.BaseProtocol, peer: Peer) -> None:
+    def join(self, protocol: asyncio.BaseProtocol, peer: RawPeer) -> None:
         """Connect a protocol of the proxy with a peer."""
         super().join(protocol, peer)
         peer.transport.peer.protocol = _Timed(self, protocol)  # type: ignore[assignment]  # has what is asked of it

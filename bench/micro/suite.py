@@ -30,7 +30,7 @@ from proxy.balancing.ring import RingNode, RingSnapshot
 from proxy.balancing.settings import RingSettings
 from proxy.cluster.cluster import Cluster
 from proxy.cluster.settings import EndpointSettings
-from tests.support.wire import message
+from tests.support.messages import message
 
 if TYPE_CHECKING:
     from collections.abc import Callable

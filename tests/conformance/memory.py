@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from tests.conformance.verdicts import verdict
 from tests.support.frames import EMPTY_SETTINGS
-from tests.support.wire import World, address_of, echo, endpoints, message
+from tests.support.messages import message
+from tests.support.peers import RawPeer, echo
+from tests.support.world import World, address_of, endpoints
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.support.wire import Client, MemoryTransport
+    from tests.support.peers import Client
 
 Cut = Callable[[bytes], Iterable[bytes]]
 
@@ -22,49 +24,6 @@ SMALL_RING = {"virtual_nodes": 1}
 """One server needs no more, and building the ring would take most of the time."""
 PATIENCE = 20.0
 """Seconds of the world's clock after which every timer of a connection or call has done its work."""
-
-
-class RawPeer:
-    """A client or a server that keeps what it gets, and sends nothing by itself."""
-
-    def __init__(self) -> None:
-        self.transport: MemoryTransport
-        self.got = b""
-        self.connected = False
-        self.address = ""
-
-    def connection_made(self, transport: MemoryTransport) -> None:
-        """Connected."""
-        self.transport = transport
-        self.connected = True
-
-    def data_received(self, data: bytes) -> None:
-        """Keep it."""
-        self.got += data
-
-    def connection_lost(self, _exc: Exception | None) -> None:
-        """The proxy closed it."""
-        self.connected = False
-
-    def pause_writing(self) -> None:
-        """Nothing to pause."""
-
-    def resume_writing(self) -> None:
-        """Nothing to resume."""
-
-    def flush(self) -> bool:
-        """Nothing of its own to send."""
-        return False
-
-    def send(self, data: bytes) -> None:
-        """Write, if there is still a connection."""
-        if self.connected and not self.transport.closing:
-            self.transport.write(data)
-
-    @property
-    def verdict(self) -> str:
-        """What the proxy thinks of what it was sent."""
-        return verdict(self.got, closed=not self.connected)
 
 
 class _Bugs(logging.Handler):
@@ -96,12 +55,9 @@ def whole(data: bytes) -> tuple[bytes, ...]:
     return (data,)
 
 
-def raw_client(world: World) -> RawPeer:
-    """A raw client, connected."""
-    peer = RawPeer()
-    world.join(world.proxy.listener.connection(), peer)  # type: ignore[arg-type]
-    world.run()
-    return peer
+def verdict_on(peer: RawPeer) -> str:
+    """What the proxy thinks of what it was sent."""
+    return verdict(peer.raw, closed=not peer.connected)
 
 
 def good_call(world: World) -> None:
@@ -117,8 +73,7 @@ def good_call(world: World) -> None:
 def _send(world: World, peer: RawPeer, data: bytes, cut: Cut, *, paced: bool) -> None:
     world.cut = whole if paced else cut
     for piece in cut(data) if paced else (data,):
-        peer.send(piece)
-        world.run()
+        peer.say(piece)
     world.cut = whole
 
 
@@ -142,10 +97,10 @@ def replay_client(data: bytes, cut: Cut = whole, *, paced: bool = False, patienc
     """
     with no_bugs():
         world = World(endpoints=endpoints("A"), ring=SMALL_RING).echoing().start()
-        peer = raw_client(world)
+        peer = world.raw_client()
         _send(world, peer, data, cut, paced=paced)
         no_strays(world)
-        found = peer.verdict
+        found = verdict_on(peer)
         good_call(world)
         if peer.connected:
             peer.transport.abort()
@@ -165,19 +120,18 @@ def replay_server(data: bytes, cut: Cut = whole, *, paced: bool = False, patienc
     """
     with no_bugs():
         world = World(endpoints=endpoints("A"), ring=SMALL_RING, outlier={"consecutive_failures": 0})
-        peer = RawPeer()
+        peer = RawPeer(world)
         world.servers[address_of("A")] = peer  # type: ignore[assignment]
         world.start()
         world.servers.clear()  # whatever becomes of this connection, there is no second one for now
-        peer.send(EMPTY_SETTINGS)
-        world.run()
+        peer.say(EMPTY_SETTINGS)
         client = world.client()
         sid = client.request(message())
         world.run()
         assert sid in world.proxy.pools[world.proxy.cluster.snapshot.by_id["A"]].connections[0].calls
         _send(world, peer, data, cut, paced=paced)
         no_strays(world)
-        found = peer.verdict
+        found = verdict_on(peer)
         world.server("A").on_request = echo
         if peer.connected:
             peer.transport.abort()

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from bench.peers.programs import bundled, first_line, installed
 from tests.conformance import disputed
 from tests.conformance.replays import CLIENT_STREAMS, SERVER_STREAMS, streams
-from tests.conformance.verdicts import frames, verdict
-from tests.support.frames import DATA, EMPTY_SETTINGS, END_STREAM, HEADERS, PREFACE
+from tests.conformance.verdicts import verdict
+from tests.support.frames import DATA, EMPTY_SETTINGS, END_STREAM, HEADERS, PREFACE, frames
 from tests.support.polling import PATIENCE, eventually
 from tests.support.raw_http2 import raw_client
 

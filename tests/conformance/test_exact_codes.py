@@ -11,7 +11,7 @@ from collections.abc import Callable
 import hpack
 import pytest
 
-from tests.conformance.memory import no_bugs, raw_client, replay_client, replay_server
+from tests.conformance.memory import no_bugs, replay_client, replay_server, verdict_on
 from tests.conformance.table import Row
 from tests.support.frames import (
     ACK,
@@ -22,6 +22,7 @@ from tests.support.frames import (
     END_STREAM,
     GOAWAY,
     HEADERS,
+    HELLO,
     PADDED,
     PING,
     PREFACE,
@@ -35,7 +36,8 @@ from tests.support.frames import (
     number,
     setting,
 )
-from tests.support.wire import World, message
+from tests.support.messages import message
+from tests.support.world import World
 
 PROTOCOL = "GOAWAY PROTOCOL_ERROR"
 FRAME_SIZE = "GOAWAY FRAME_SIZE_ERROR"
@@ -265,21 +267,16 @@ def test_a_server_that_breaks_a_rule_gets_its_code(name: str):
 def test_a_client_that_sends_more_than_its_window_gets_flow_control_error():
     with no_bugs():
         world = World(listener={"stream_window": 1000}).echoing().start()
-        client = raw_client(world)
-        client.send(PREFACE + EMPTY_SETTINGS + frame(SETTINGS, ACK, 0) + opened())
-        world.run()
-        client.send(frame(DATA, 0, 1, bytes(1001)))
-        world.run()
-        assert right(client.verdict, "RST FLOW_CONTROL_ERROR"), client.verdict
+        client = world.raw_client(HELLO + opened())
+        client.say(frame(DATA, 0, 1, bytes(1001)))
+        assert right(verdict_on(client), "RST FLOW_CONTROL_ERROR"), verdict_on(client)
 
 
 def test_a_stream_above_the_limit_is_refused_and_the_connection_lives():
     with no_bugs():
         world = World(listener={"max_concurrent_streams": 2}).echoing().start()
-        client = raw_client(world)
-        client.send(PREFACE + EMPTY_SETTINGS + opened(1) + opened(3) + opened(5))
-        world.run()
-        assert client.verdict == "RST REFUSED_STREAM"
+        client = world.raw_client(PREFACE + EMPTY_SETTINGS + opened(1) + opened(3) + opened(5))
+        assert verdict_on(client) == "RST REFUSED_STREAM"
         assert client.connected
 
 

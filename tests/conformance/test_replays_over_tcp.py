@@ -24,8 +24,8 @@ from tests.conformance.memory import replay_client, replay_server
 from tests.conformance.replays import CLIENT_STREAMS, SERVER_STREAMS, random_cut, streams
 from tests.conformance.table import Row
 from tests.conformance.test_replays import SANE
-from tests.conformance.verdicts import frames, verdict
-from tests.support.frames import EMPTY_SETTINGS, HEADERS
+from tests.conformance.verdicts import verdict
+from tests.support.frames import EMPTY_SETTINGS, HEADERS, frames
 from tests.support.grpc_server import channel, echo_servers
 from tests.support.messages import keyed
 from tests.support.polling import PATIENCE, eventually_answers, settled

@@ -2,22 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from proxy.http2 import ErrorCode
-from tests.support.frames import GOAWAY, PREFACE, RST_STREAM
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-def frames(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """Type, flags, stream and payload of each whole frame (RFC 9113, 4.1); a client's preface is skipped."""
-    at = len(PREFACE) if data.startswith(PREFACE) else 0
-    while (end := at + 9 + int.from_bytes(data[at : at + 3], "big")) <= len(data):
-        stream = int.from_bytes(data[at + 5 : at + 9], "big") & 0x7FFFFFFF
-        yield data[at + 3], data[at + 4], stream, data[at + 9 : end]
-        at = end
+from tests.support.frames import GOAWAY, RST_STREAM, frames
 
 
 def code_name(code: int) -> str:

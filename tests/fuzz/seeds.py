@@ -11,8 +11,7 @@ import hpack
 
 from tests.conformance.replays import CLIENT_STREAMS, SERVER_STREAMS, streams
 from tests.support.frames import PREFACE, frame
-from tests.support.messages import field, framed, keyed
-from tests.support.wire import message
+from tests.support.messages import field, framed, keyed, message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

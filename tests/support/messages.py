@@ -28,3 +28,8 @@ def keyed(key: str | bytes, payload: bytes = b"") -> bytes:
 def framed(message: bytes, flag: int = 0) -> bytes:
     """The message with gRPC's length prefix."""
     return bytes((flag,)) + len(message).to_bytes(4, "big") + message
+
+
+def message(chat: str = "chat-000", text: str = "hello") -> bytes:
+    """A ChatRequest with gRPC's length prefix."""
+    return framed(field(1, chat) + field(2, text))

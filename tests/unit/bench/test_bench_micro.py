@@ -6,7 +6,7 @@ from backend.store.sqlite import SqliteStore
 from bench.micro import cache
 from bench.micro.engine import EngineAlone
 from bench.micro.store import SETUPS, Setup, appended_per_second, sync_time
-from tests.support.wire import message
+from tests.support.messages import message
 
 
 def test_the_engine_alone_can_make_calls_for_ever():

@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from proxy.admin.ring_view import RingViews
 from proxy.admin.server import application
 from proxy.admin.settings import AdminSettings
-from tests.support.wire import World
+from tests.support.world import World
 
 Connect = Callable[..., Awaitable[TestClient[Any, Any]]]
 

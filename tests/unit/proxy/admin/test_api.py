@@ -13,7 +13,8 @@ from aiohttp import ClientConnectionResetError, web
 from proxy.admin import schema
 from proxy.balancing.hashing import RING_SIZE
 from proxy.cluster.endpoint import Cause
-from tests.support.wire import World, message
+from tests.support.messages import message
+from tests.support.world import World
 
 
 async def body(response, model):

@@ -15,7 +15,8 @@ from proxy.admin.logs import DroppingHandler, LogSettings, logging_as
 from proxy.cluster.endpoint import Cause
 from proxy.errors import ConfigError
 from proxy.forwarding.watched import WatchedCall
-from tests.support.wire import World, message
+from tests.support.messages import message
+from tests.support.world import World
 
 EXPLAIN = (b"x-districhat-explain", b"1")
 EVERY_CALL = {"sample": 1, "chat_ids": "plain"}

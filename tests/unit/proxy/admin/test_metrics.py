@@ -17,7 +17,9 @@ from proxy.admin import metrics
 from proxy.cluster.endpoint import Cause
 from proxy.forwarding.stats import CALL_BOUNDS, StatsSnapshot
 from proxy.http2 import PassClock
-from tests.support.wire import World, echo, frame, message
+from tests.support.messages import framed, message
+from tests.support.peers import echo
+from tests.support.world import World
 
 DOCS = Path(__file__).parents[4] / "docs"
 
@@ -214,7 +216,7 @@ async def test_every_metric_of_the_table_is_told_by_a_proxy_that_has_seen_everyt
     client = await connect(world)
     caller = world.client()
     caller.request(message("chat-001"))
-    caller.request(frame(b""), path=b"/any.Service/Method")
+    caller.request(framed(b""), path=b"/any.Service/Method")
     world.run()
     world.at(world.owner("chat-001")).on_request = lambda server, sid, _: server.engine.reset_stream(sid, 2)
     caller.request(message("chat-001"))

@@ -11,7 +11,8 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from proxy.forwarding.headers import is_recorded
-from tests.support.wire import World, message
+from tests.support.messages import message
+from tests.support.world import World
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"

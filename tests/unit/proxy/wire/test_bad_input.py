@@ -8,7 +8,9 @@ import zlib
 import ngh2
 import pytest
 
-from tests.support.wire import PATH, Client, Headers, World, frame, message, varint
+from tests.support.messages import framed, message, varint
+from tests.support.peers import PATH, Headers
+from tests.support.world import World
 
 INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL = 3, 8, 12, 13
 
@@ -40,9 +42,7 @@ def headers(*extra: tuple[bytes, bytes], **replaced: bytes) -> Headers:
 
 @pytest.mark.parametrize("request_line", [b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"POST /a HTTP/1.0\r\n\r\n", b"G"])
 def test_http1_is_answered_in_text_and_closed(world: World, request_line: bytes) -> None:
-    client = RawClient(world)
-    client.transport.write(request_line)
-    world.run()
+    client = world.raw_client(request_line)
     head, text = client.raw.split(b"\r\n\r\n", 1)
     assert head.startswith(b"HTTP/1.1 505 ")
     assert text == b"This port speaks gRPC over HTTP/2 only.\n"
@@ -56,18 +56,14 @@ def test_http1_is_answered_in_text_and_closed(world: World, request_line: bytes)
     ids=["tls", "zeros", "ones", "text", "space"],
 )
 def test_bytes_that_are_not_http2_get_a_goaway_and_are_closed(world: World, data: bytes) -> None:
-    client = RawClient(world)
-    client.transport.write(data)
-    world.run()
+    client = world.raw_client(data)
     assert b"\x07\x00\x00\x00\x00\x00\x7f\xff\xff\xff\x00\x00\x00\x01" in client.raw  # GOAWAY(PROTOCOL_ERROR)
     assert not client.connected
 
 
 def test_the_clock_of_the_passes_does_not_stand_still_after_bytes_that_are_not_http2(world: World) -> None:
     """Or a call that comes minutes later would count as begun now."""
-    client = RawClient(world)
-    client.transport.write(b"GET / HTTP/1.1\r\n\r\n")
-    world.run()
+    world.raw_client(b"GET / HTTP/1.1\r\n\r\n")
     assert not world.proxy.forwarder.clock.fresh
 
 
@@ -75,22 +71,10 @@ def test_a_broken_client_harms_no_other(world: World) -> None:
     good = world.client()
     sid = good.request(message(), end=False)
     world.run()
-    RawClient(world).transport.write(b"nonsense")
-    world.run()
+    world.raw_client(b"nonsense")
     good.engine.end_stream(sid)
     world.run()
     assert good.exchanges[sid].status == 0
-
-
-class RawClient(Client):
-    """A client that writes its own bytes and no HTTP/2."""
-
-    def __init__(self, world: World) -> None:
-        super().__init__(world)
-        self.flush = lambda: False  # type: ignore[method-assign]
-        world.join(world.proxy.listener.connection(), self)
-        world.run()
-        self.raw = b""
 
 
 # The request.
@@ -137,13 +121,13 @@ def test_a_rejected_request_that_goes_on_sending_is_told_to_stop(world: World) -
 
 LONG = b"k" * 4097
 BAD_KEYS = {
-    "a number": frame(b"\x08\x05"),
-    "32 bits": frame(b"\x0d\x00\x00\x00\x00"),
-    "64 bits": frame(b"\x09" + bytes(8)),
-    "longer than 4 KiB": frame(b"\x0a" + varint(len(LONG)) + LONG),
-    "not protobuf": frame(b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"),
-    "field number zero": frame(b"\x02\x01x"),
-    "length beyond the message": frame(b"\x0a\x20abc"),
+    "a number": framed(b"\x08\x05"),
+    "32 bits": framed(b"\x0d\x00\x00\x00\x00"),
+    "64 bits": framed(b"\x09" + bytes(8)),
+    "longer than 4 KiB": framed(b"\x0a" + varint(len(LONG)) + LONG),
+    "not protobuf": framed(b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"),
+    "field number zero": framed(b"\x02\x01x"),
+    "length beyond the message": framed(b"\x0a\x20abc"),
 }
 
 
@@ -159,9 +143,9 @@ def test_a_key_field_that_cannot_be_a_key_is_the_clients_fault(world: World, bod
 
 
 MISSING = {
-    "no field": frame(b"\x12\x02hi"),
-    "empty field": frame(b"\x0a\x00\x12\x02hi"),
-    "empty message": frame(b""),
+    "no field": framed(b"\x12\x02hi"),
+    "empty field": framed(b"\x0a\x00\x12\x02hi"),
+    "empty message": framed(b""),
     "no message": b"",
 }
 
@@ -216,7 +200,7 @@ def test_a_declared_length_that_no_protobuf_message_has_is_refused_before_it_com
 def test_a_first_message_too_large_to_search_is_refused() -> None:
     world = World(listener={"max_first_message": 10_000}).echoing().start()
     client = world.client()
-    sid = client.request(frame(b"\x12" + varint(20_000) + b"x" * 20_000 + b"\x0a\x01k"))
+    sid = client.request(framed(b"\x12" + varint(20_000) + b"x" * 20_000 + b"\x0a\x01k"))
     world.run()
     assert client.exchanges[sid].status == RESOURCE_EXHAUSTED
     assert saw_nothing(world)
@@ -226,7 +210,7 @@ def test_a_first_message_too_large_to_search_is_refused() -> None:
 def test_the_key_may_be_the_last_field_of_a_message_larger_than_the_window() -> None:
     world = World(listener={"stream_window": 65_535}).echoing().start()
     client = world.client()
-    body = frame(b"\x12" + varint(1_000_000) + b"x" * 1_000_000 + b"\x0a\x08chat-009")
+    body = framed(b"\x12" + varint(1_000_000) + b"x" * 1_000_000 + b"\x0a\x08chat-009")
     sid = client.request(body)
     world.run()
     assert client.exchanges[sid].body == body
@@ -239,7 +223,7 @@ def test_a_compressed_message_is_routed_by_its_key_and_forwarded_as_it_came(
     world: World, encoding: bytes, compress
 ) -> None:  # type: ignore[no-untyped-def]
     client = world.client()
-    body = frame(compress(message("chat-011")[5:]), flag=1)
+    body = framed(compress(message("chat-011")[5:]), flag=1)
     sid = client.request(body, extra=[(b"grpc-encoding", encoding)])
     world.run()
     assert client.exchanges[sid].body == body
@@ -248,13 +232,13 @@ def test_a_compressed_message_is_routed_by_its_key_and_forwarded_as_it_came(
 
 def test_an_encoding_that_cannot_be_read_is_refused_with_those_that_can(world: World) -> None:
     client = world.client()
-    sid = client.request(frame(b"\x00\x01", flag=1), extra=[(b"grpc-encoding", b"snappy")])
+    sid = client.request(framed(b"\x00\x01", flag=1), extra=[(b"grpc-encoding", b"snappy")])
     world.run()
     assert client.exchanges[sid].status == UNIMPLEMENTED
     assert client.exchanges[sid].header(b"grpc-accept-encoding") == b"identity,deflate,gzip"
 
 
-@pytest.mark.parametrize("body", [frame(b"xx", flag=1), frame(b"xx", flag=2), frame(b"xx", flag=255)])
+@pytest.mark.parametrize("body", [framed(b"xx", flag=1), framed(b"xx", flag=2), framed(b"xx", flag=255)])
 def test_a_bad_compressed_flag_is_answered_with_internal(world: World, body: bytes) -> None:
     client = world.client()
     sid = client.request(body)
@@ -266,7 +250,7 @@ def test_a_bad_compressed_flag_is_answered_with_internal(world: World, body: byt
 def test_a_compression_bomb_is_refused(world: World) -> None:
     client = world.client()
     bomb = gzip.compress(b"\x12" + varint(50_000_000) + bytes(50_000_000))
-    sid = client.request(frame(bomb, flag=1), extra=[(b"grpc-encoding", b"gzip")])
+    sid = client.request(framed(bomb, flag=1), extra=[(b"grpc-encoding", b"gzip")])
     world.run()
     assert client.exchanges[sid].status == RESOURCE_EXHAUSTED
     assert saw_nothing(world)

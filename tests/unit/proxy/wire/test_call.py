@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.wire import Exchange, Peer, Server, World, echo, endpoints, frame, message
+from tests.support.messages import framed, message
+from tests.support.peers import Exchange, Peer, Server, echo
+from tests.support.world import World, endpoints
 
 CUTS = {
     "whole": lambda data: (data,),
@@ -70,7 +72,7 @@ def test_headers_and_trailers_pass_both_ways() -> None:
                 (b"b-bin", b"AAE"),
             ],
         )
-        server.engine.send_data(sid, frame(b"ok"))
+        server.engine.send_data(sid, framed(b"ok"))
         server.engine.send_trailers(sid, [(b"grpc-status", b"5"), (b"grpc-message", b"no %C3%A4"), (b"x-end", b"2")])
 
     world.answering(answer)
@@ -134,9 +136,9 @@ def test_messages_of_both_directions_alternate_on_one_stream(world: World) -> No
     server = world.at(world.owner("chat-003"))
     server.begin(1)
     for number in range(30):
-        client.engine.send_data(sid, frame(b"ping %d" % number))
+        client.engine.send_data(sid, framed(b"ping %d" % number))
         world.run()
-        server.engine.send_data(1, frame(b"pong %d" % number))
+        server.engine.send_data(1, framed(b"pong %d" % number))
         world.run()
     client.engine.end_stream(sid)
     world.run()
@@ -144,8 +146,8 @@ def test_messages_of_both_directions_alternate_on_one_stream(world: World) -> No
     assert not client.exchanges[sid].ended  # half-closed: the server may go on
     server.finish(1)
     world.run()
-    assert server.exchanges[1].body == message("chat-003") + b"".join(frame(b"ping %d" % n) for n in range(30))
-    assert client.exchanges[sid].body == b"".join(frame(b"pong %d" % n) for n in range(30))
+    assert server.exchanges[1].body == message("chat-003") + b"".join(framed(b"ping %d" % n) for n in range(30))
+    assert client.exchanges[sid].body == b"".join(framed(b"pong %d" % n) for n in range(30))
     assert client.exchanges[sid].status == 0
     world.assert_clean()
 
@@ -172,7 +174,7 @@ def test_a_padded_frame_costs_no_window() -> None:
         padded = bytes([255]) + piece + bytes(255)
         header = len(padded).to_bytes(3, "big") + b"\x00\x08" + sid.to_bytes(4, "big")
         client.transport.write(header + padded)
-        piece = frame(b"x")[:1]
+        piece = framed(b"x")[:1]
     world.run()
     downstream = next(iter(world.proxy.listener.connections))
     assert downstream.engine.stream_local_window_size(sid) > 30_000
@@ -185,7 +187,7 @@ def test_the_response_ends_before_the_request_and_the_client_gets_all_of_it(worl
     world.run()
     server = world.at(world.owner("chat-003"))
     server.begin(1)
-    server.engine.send_data(1, frame(b"x" * 40_000))
+    server.engine.send_data(1, framed(b"x" * 40_000))
     server.finish(1, status=8, message=b"enough")
     world.run()
     answer = client.exchanges[sid]
@@ -285,12 +287,12 @@ def test_a_server_that_resets_in_the_middle_ends_the_response_with_a_status(worl
     world.run()
     server = world.at(world.owner("chat-003"))
     server.begin(1)
-    server.engine.send_data(1, frame(b"part"))
+    server.engine.send_data(1, framed(b"part"))
     world.run()
     server.engine.reset_stream(1, ngh2.ErrorCode.INTERNAL_ERROR)
     world.run()
     answer = client.exchanges[sid]
-    assert answer.body == frame(b"part")
+    assert answer.body == framed(b"part")
     assert answer.status == 13
     assert answer.closed
     world.assert_clean()
@@ -338,14 +340,14 @@ def test_a_route_by_metadata_does_not_wait_for_a_message() -> None:
 def test_a_route_by_endpoint_goes_to_the_server_it_names(world: World) -> None:
     client = world.client()
     for name in "ABC":
-        client.request(frame(b"\x0a\x01" + name.encode()), path=b"/chat.ChatService/GetCacheStats")
+        client.request(framed(b"\x0a\x01" + name.encode()), path=b"/chat.ChatService/GetCacheStats")
         world.run()
         assert len(world.at(name).exchanges) == 1
 
 
 @pytest.mark.parametrize(
     "body",
-    [frame(b""), frame(b"\x0a\x00"), frame(b"\x0a\x01Z"), b""],
+    [framed(b""), framed(b"\x0a\x00"), framed(b"\x0a\x01Z"), b""],
     ids=["no field", "empty", "unknown", "no message"],
 )
 def test_a_route_by_endpoint_that_names_none_goes_to_any(world: World, body: bytes) -> None:
@@ -358,7 +360,7 @@ def test_a_route_by_endpoint_that_names_none_goes_to_any(world: World, body: byt
 def test_a_named_endpoint_that_is_down_is_not_replaced_by_another() -> None:
     world = World().echoing("A", "C").start()
     client = world.client()
-    sid = client.request(frame(b"\x0a\x01B"), path=b"/chat.ChatService/GetCacheStats")
+    sid = client.request(framed(b"\x0a\x01B"), path=b"/chat.ChatService/GetCacheStats")
     world.run()
     assert client.exchanges[sid].status == 14
     assert "B: cannot connect: connection refused" in client.exchanges[sid].message
@@ -369,7 +371,7 @@ def test_calls_without_a_key_spread_over_the_least_loaded(world: World) -> None:
         world.at(name).on_request = None
     client = world.client()
     for _ in range(9):
-        client.request(frame(b""))
+        client.request(framed(b""))
         world.run()
     assert [len(world.at(name).exchanges) for name in "ABC"] == [3, 3, 3]
 

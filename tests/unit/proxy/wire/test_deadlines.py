@@ -6,7 +6,9 @@ import ngh2
 import pytest
 
 from proxy.grpc_wire.timeout import parse_timeout
-from tests.support.wire import Exchange, World, address_of, frame, message
+from tests.support.messages import framed, message
+from tests.support.peers import Exchange
+from tests.support.world import World, address_of
 
 STREAM = b"/chat.ChatService/StreamReply"  # its route has no timeout of its own
 
@@ -39,10 +41,10 @@ def test_a_response_that_has_begun_ends_with_the_deadlines_status() -> None:
     world.run()
     server = world.at(world.owner("chat-000"))
     server.begin(1)
-    server.engine.send_data(1, frame(b"part"))
+    server.engine.send_data(1, framed(b"part"))
     world.advance(1.1)
     answer = client.exchanges[sid]
-    assert (answer.body, answer.status, answer.closed) == (frame(b"part"), 4, True)
+    assert (answer.body, answer.status, answer.closed) == (framed(b"part"), 4, True)
     world.assert_clean()
 
 

@@ -9,7 +9,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from proxy.http2 import MAX_STREAM_ID
-from tests.support.wire import Client, World, frame, message
+from tests.support.messages import framed, message
+from tests.support.peers import Client
+from tests.support.world import World
 
 GRACE = 20.0
 
@@ -48,9 +50,9 @@ async def test_a_call_that_raced_the_first_goaway_is_still_served(world: World) 
     racing = client.request(message("chat-001"))
     async with draining(world):
         server = world.at(world.owner("chat-001"))
-        server.respond(1, frame(b"late"))
+        server.respond(1, framed(b"late"))
         world.run()
-        assert client.exchanges[racing].body == frame(b"late")
+        assert client.exchanges[racing].body == framed(b"late")
         assert client.exchanges[racing].status == 0
         assert client.goaways[-1].last_stream_id == racing
         assert not client.connected
@@ -61,7 +63,7 @@ async def test_a_client_that_never_answers_the_ping_gets_the_final_goaway_all_th
     client = world.client()
     client.request(message("chat-001"), end=False)
     world.run()
-    client.flush = lambda: False  # type: ignore[method-assign] - says nothing more
+    client.stopped = True  # says nothing more
     async with draining(world):
         assert [event.last_stream_id for event in client.goaways] == [MAX_STREAM_ID]
         world.advance(5.0)
@@ -76,9 +78,9 @@ async def test_a_stream_may_go_on_until_the_grace_is_over_and_then_ends_with_a_s
     server.begin(1)
     async with draining(world) as drain:
         world.advance(GRACE - 1)
-        server.engine.send_data(1, frame(b"still here"))
+        server.engine.send_data(1, framed(b"still here"))
         world.run()
-        assert client.exchanges[sid].body == frame(b"still here")
+        assert client.exchanges[sid].body == framed(b"still here")
         world.advance(1.5)
         assert client.exchanges[sid].status == 14
         assert client.exchanges[sid].message == "the proxy is shutting down"
@@ -90,7 +92,7 @@ async def test_a_client_that_reads_nothing_cannot_keep_the_proxy_alive(world: Wo
     client = world.client({4: 0})  # INITIAL_WINDOW_SIZE
     client.request(message("chat-001"))
     world.run()
-    world.at(world.owner("chat-001")).respond(1, frame(b"never read"))
+    world.at(world.owner("chat-001")).respond(1, framed(b"never read"))
     world.run()
     async with draining(world) as drain:
         world.advance(GRACE + 1.5)

@@ -9,7 +9,9 @@ import ngh2
 import pytest
 
 from proxy.transport.upstream import UpstreamConnection
-from tests.support.wire import PATH, Client, Exchange, Peer, Server, World, address_of, endpoints, frame, message
+from tests.support.messages import framed, message
+from tests.support.peers import PATH, Client, Exchange, Peer, Server
+from tests.support.world import World, address_of, endpoints
 
 
 def refuse(server: Peer, sid: int, _exchange: Exchange) -> None:
@@ -139,7 +141,7 @@ def test_a_server_that_accepts_but_never_speaks_http2_counts_as_not_connected() 
     world = World(upstream={"connect_timeout": 2.0})
     owner, second, third = world.order("chat-005")
     world.echoing(second, third)
-    world.server(owner).flush = lambda: False  # type: ignore[method-assign] - a process that is stopped
+    world.server(owner).stopped = True
     world.start()
     client = world.client()
     sid = client.request(message("chat-005"))
@@ -229,7 +231,7 @@ def test_a_streaming_request_that_outgrows_the_replay_buffer_cannot_move() -> No
     client = world.start().client()
     sid = client.request(message("chat-005"), end=False)
     for _ in range(10):
-        client.engine.send_data(sid, frame(b"x" * 200))
+        client.engine.send_data(sid, framed(b"x" * 200))
         world.run()
     world.at(owner).refuse(1)
     world.run()
@@ -245,13 +247,13 @@ def test_a_streaming_request_that_is_still_buffered_moves_and_keeps_its_order() 
     sid = client.request(message("chat-005"), end=False)
     world.run()
     for number in range(5):
-        client.engine.send_data(sid, frame(b"%d" % number))
+        client.engine.send_data(sid, framed(b"%d" % number))
         world.run()
     world.at(owner).refuse(1)
     world.run()
-    client.engine.send_data(sid, frame(b"after"), end_stream=True)
+    client.engine.send_data(sid, framed(b"after"), end_stream=True)
     world.run()
-    assert client.exchanges[sid].body == message("chat-005") + b"".join(frame(b"%d" % n) for n in range(5)) + frame(
+    assert client.exchanges[sid].body == message("chat-005") + b"".join(framed(b"%d" % n) for n in range(5)) + framed(
         b"after"
     )
     assert client.exchanges[sid].status == 0
@@ -344,11 +346,11 @@ def test_after_the_response_began_a_lost_connection_ends_it_with_a_status() -> N
     world, owner, client, sid = under_way(end=False)
     server = world.at(owner)
     server.begin(1)
-    server.engine.send_data(1, frame(b"part"))
+    server.engine.send_data(1, framed(b"part"))
     world.run()
     world.kill(owner)
     answer = client.exchanges[sid]
-    assert (answer.body, answer.status) == (frame(b"part"), 14)
+    assert (answer.body, answer.status) == (framed(b"part"), 14)
     assert answer.closed
     world.assert_clean()
 
@@ -375,12 +377,12 @@ def test_a_client_that_breaks_the_protocol_ends_no_other_clients_calls() -> None
     server = world.at(world.owner("chat-001"))
     for stream in (1, 3):
         server.begin(stream)
-        server.engine.send_data(stream, frame(b"first"))
+        server.engine.send_data(stream, framed(b"first"))
     bad.transport.write(b"\x00\x00\x04\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00")  # WINDOW_UPDATE by 0: RFC 9113, 6.9
     for _ in range(3):
         for stream in (1, 3):
             if not server.exchanges[stream].closed:
-                server.engine.send_data(stream, frame(b"more"))
+                server.engine.send_data(stream, framed(b"more"))
         world.run()
     server.finish(3 if not server.exchanges[3].closed else 1)
     world.run()
@@ -451,7 +453,7 @@ def test_a_client_that_says_all_and_goodbye_in_one_write_leaves_nothing(
     world = World().echoing().start()
     for path in (CHAT, b"/grpc.health.v1.Health/Check", b"/grpc.health.v1.Health/Watch"):
         client = world.client()
-        sid = client.request(frame(b"") if b"health" in path else message(), path=path)
+        sid = client.request(framed(b"") if b"health" in path else message(), path=path)
         data = client.engine.data_to_send()
         client.engine.reset_stream(sid)
         client.engine.send_goaway()

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.wire import World, frame, message
+from tests.support.messages import framed, message
+from tests.support.world import World
 
 WINDOW = 65_535
 INITIAL_WINDOW = ngh2.Setting.INITIAL_WINDOW_SIZE
@@ -89,9 +90,9 @@ def test_one_stalled_stream_does_not_hold_up_the_others_of_its_connections() -> 
     world.run()
     free = client.request(message("chat-001"))
     world.run()
-    server.respond(41, frame(b"quick"))
+    server.respond(41, framed(b"quick"))
     world.run()
-    assert client.exchanges[free].body == frame(b"quick")
+    assert client.exchanges[free].body == framed(b"quick")
     assert client.exchanges[free].status == 0
     assert all(len(client.exchanges[sid].body) == 1 << 20 for sid in stalled)
 
@@ -250,8 +251,8 @@ def test_a_streams_end_returns_all_of_its_credit_however_it_ends(end: str, size:
     server = world.at(world.owner("chat-001"))
     server.begin(1)
     for _ in range(3):
-        client.engine.send_data(sid, frame(b"u" * size))
-        server.engine.send_data(1, frame(b"d" * size))
+        client.engine.send_data(sid, framed(b"u" * size))
+        server.engine.send_data(1, framed(b"d" * size))
         world.run()
     if end == "served":
         client.engine.send_data(sid, b"", end_stream=True)
@@ -275,8 +276,8 @@ def test_a_long_stream_of_small_messages_gets_its_credit_on_the_way() -> None:
     server = world.at(world.owner("chat-001"))
     server.begin(1)
     for _ in range(2_000):  # three windows' worth
-        client.engine.send_data(sid, frame(b"u" * 95))
-        server.engine.send_data(1, frame(b"d" * 95))
+        client.engine.send_data(sid, framed(b"u" * 95))
+        server.engine.send_data(1, framed(b"d" * 95))
         world.run()
     assert len(server.exchanges[1].body) == 2_000 * 100 + len(message("chat-001", "x"))
     assert len(client.exchanges[sid].body) == 2_000 * 100

@@ -13,7 +13,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.support.wire import Client, Server, World, message
+from tests.support.messages import message
+from tests.support.peers import Client, Server
+from tests.support.world import World
 
 CHAT = b"/chat.ChatService/Chat"
 INITIAL_WINDOW = ngh2.Setting.INITIAL_WINDOW_SIZE

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.wire import PATH, Exchange, Headers, Peer, Server, World, frame, message
+from tests.support.messages import framed, message
+from tests.support.peers import PATH, Exchange, Headers, Peer, Server
+from tests.support.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,11 +46,11 @@ def call(world: World, *, path: bytes = CHAT, end: bool = True) -> Exchange:
 def test_a_response_that_ends_without_a_status_gets_one_and_keeps_its_messages() -> None:
     def answer(server: Server, sid: int) -> None:
         server.begin(sid)
-        server.engine.send_data(sid, frame(b"whole"), end_stream=True)
+        server.engine.send_data(sid, framed(b"whole"), end_stream=True)
 
     world = answering(answer)
     seen = call(world)
-    assert seen.body == frame(b"whole")
+    assert seen.body == framed(b"whole")
     assert seen.status == UNKNOWN
     assert seen.message == f"{world.owner('chat-001')}: answered HTTP 200 without one grpc-status"
     assert seen.closed
@@ -150,12 +152,12 @@ def test_a_reset_in_the_middle_of_a_response_becomes_the_status_of_its_code(code
     world.run()
     server = world.at(world.owner("chat-001"))
     server.begin(1)
-    server.engine.send_data(1, frame(b"part"))
+    server.engine.send_data(1, framed(b"part"))
     world.run()
     server.engine.reset_stream(1, code)
     world.run()
     seen = client.exchanges[sid]
-    assert seen.body == frame(b"part")
+    assert seen.body == framed(b"part")
     assert seen.status == status
     assert [name for name, _ in seen.trailers].count(b"grpc-status") == 1
     world.assert_clean()
@@ -172,9 +174,9 @@ def test_informational_responses_neither_commit_the_call_nor_reach_the_client(ti
         server.refuse(sid)
 
     world = answering(inform)
-    world.at(world.order("chat-001")[1]).on_request = lambda server, sid, _: server.respond(sid, frame(b"second"))  # type: ignore[attr-defined]
+    world.at(world.order("chat-001")[1]).on_request = lambda server, sid, _: server.respond(sid, framed(b"second"))  # type: ignore[attr-defined]
     seen = call(world)
-    assert seen.body == frame(b"second")
+    assert seen.body == framed(b"second")
     assert seen.header(b"x-hint") is None
     world.assert_clean()
 
@@ -203,15 +205,15 @@ def test_the_client_may_end_first_and_the_server_goes_on() -> None:
     world.run()
     server = world.at(world.owner("chat-001"))
     server.begin(1)
-    client.engine.send_data(sid, frame(b"last"), end_stream=True)
+    client.engine.send_data(sid, framed(b"last"), end_stream=True)
     world.run()
     assert server.exchanges[1].ended
     for number in range(5):
-        server.engine.send_data(1, frame(b"%d" % number))
+        server.engine.send_data(1, framed(b"%d" % number))
         world.run()
     server.finish(1)
     world.run()
-    assert client.exchanges[sid].body == b"".join(frame(b"%d" % number) for number in range(5))
+    assert client.exchanges[sid].body == b"".join(framed(b"%d" % number) for number in range(5))
     assert client.exchanges[sid].status == 0
     world.assert_clean()
 

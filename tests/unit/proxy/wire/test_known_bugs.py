@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ngh2
 
-from tests.support.wire import World, message
+from tests.support.messages import message
+from tests.support.world import World
 
 BIDI = b"/chat.ChatService/Chat"
 CANCEL = 8

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.wire import Client, Exchange, Headers, Peer, Server, World, echo, frame, message
+from tests.support.messages import framed, message
+from tests.support.peers import Client, Exchange, Headers, Peer, Server, echo
+from tests.support.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +22,7 @@ MAX_HEADER_LIST_SIZE = ngh2.Setting.MAX_HEADER_LIST_SIZE
 CHAT = b"/chat.ChatService/Chat"
 HEADERS: Headers = [(b":status", b"200"), (b"content-type", b"application/grpc")]
 TRAILERS: Headers = [(b"grpc-status", b"0")]
-BODY = frame(b"all of it")
+BODY = framed(b"all of it")
 LEAST = 146
 """Bytes of the shortest answer: :status, content-type, grpc-status."""
 
@@ -234,8 +236,8 @@ def test_a_status_of_our_own_after_the_response_began_is_cut_too() -> None:
 @pytest.mark.parametrize(("limit", "reset"), [(102, None), (101, CALM)])
 def test_the_health_of_the_proxy_is_told_within_the_limit(limit: int, reset: int | None) -> None:
     scene = Scene(limit)
-    check = scene.client.request(frame(b""), path=b"/grpc.health.v1.Health/Check")
-    watch = scene.client.request(frame(b""), path=b"/grpc.health.v1.Health/Watch")
+    check = scene.client.request(framed(b""), path=b"/grpc.health.v1.Health/Check")
+    watch = scene.client.request(framed(b""), path=b"/grpc.health.v1.Health/Watch")
     scene.world.run()
     checked, watched = scene.client.exchanges[check], scene.client.exchanges[watch]
     assert (checked.status, checked.reset) == (OK if reset is None else None, reset)

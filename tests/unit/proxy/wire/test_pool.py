@@ -6,7 +6,9 @@ import ngh2
 import pytest
 from hyperframe.frame import DataFrame
 
-from tests.support.wire import Exchange, Peer, Server, World, address_of, endpoints, message
+from tests.support.messages import message
+from tests.support.peers import Exchange, Peer, Server
+from tests.support.world import World, address_of, endpoints
 
 CHAT = b"/chat.ChatService/Chat"
 
@@ -195,7 +197,7 @@ def test_a_server_that_does_not_answer_a_ping_is_given_up_while_calls_depend_on_
     world.advance(61.0)
     assert owner.pings == 1
     assert not client.exchanges[sid].ended
-    owner.flush = lambda: False  # type: ignore[method-assign] - a process that is stopped
+    owner.stopped = True
     world.advance(59.0)
     assert not client.exchanges[sid].ended
     world.advance(6.0)
@@ -212,7 +214,7 @@ def test_a_server_whose_answer_to_a_ping_waits_behind_a_long_response_is_not_giv
     owner = world.at(world.owner("chat-005"))
     owner.begin(1)
     world.run()
-    owner.flush = lambda: False  # type: ignore[method-assign] - the answer is in the line, behind the DATA
+    owner.stopped = True  # the answer is in the line, behind the DATA
     world.advance(61.0)
     for _ in range(30):  # over a slow line, past a second interval
         owner.transport.write(DataFrame(1, bytes(100)).serialize())
@@ -258,7 +260,7 @@ def test_a_new_keepalive_interval_reaches_connections_that_stand(before: float) 
     world.reload(upstream={"keepalive_interval": 60.0, "keepalive_timeout": 4.0})
     world.advance(57.0)
     assert owner.pings == 1, "a reload that leaves the interval as it is puts nothing off"
-    owner.flush = lambda: False  # type: ignore[method-assign] - a process that is stopped
+    owner.stopped = True
     world.advance(6.0)
     assert client.exchanges[sid].status == 14
     assert "no answer to a PING within 4 s" in client.exchanges[sid].message

@@ -6,7 +6,9 @@ import ngh2
 import pytest
 
 from proxy.cluster.endpoint import Cause
-from tests.support.wire import Exchange, Peer, World, address_of, echo, endpoints, frame, message, varint
+from tests.support.messages import framed, message, varint
+from tests.support.peers import Exchange, Peer
+from tests.support.world import World, address_of, endpoints
 
 CHAT = b"/chat.ChatService/Chat"
 
@@ -21,15 +23,6 @@ def die(server: Peer, sid: int, _exchange: Exchange) -> None:
     server.transport.abort()
 
 
-def chats_of(world: World, name: str, count: int) -> list[str]:
-    """Chats that endpoint `name` owns."""
-    return [chat for chat in (f"chat-{number:03}" for number in range(500)) if world.owner(chat) == name][:count]
-
-
-def calls_at(world: World, name: str) -> int:
-    return sum(len(server.exchanges) for server in world.at(name).connections)
-
-
 # Ejection.
 
 
@@ -38,27 +31,27 @@ def test_a_server_that_fails_its_calls_is_ejected_and_returns_in_time(failure) -
     world = World(failback={"mode": "immediate"}).echoing()
     world.at("A").on_request = failure
     client = world.start().client()
-    for chat in chats_of(world, "A", 5):
+    for chat in world.chats_of("A", 5):
         client.request(message(chat), path=CHAT)
         world.run()
-    failed = calls_at(world, "A")
-    chat = chats_of(world, "A", 1)[0]
+    failed = len(world.calls_at("A"))
+    chat = world.chats_of("A", 1)[0]
     sid = client.request(message(chat), path=CHAT)
     world.run()
     assert client.exchanges[sid].status == 0
-    assert calls_at(world, "A") == failed
+    assert len(world.calls_at("A")) == failed
     assert "ejected for 30 s after 5 failures in a row" in world.proxy.cluster.snapshot.by_id["A"].reason
     world.echo_everywhere()
     world.advance(32.0)
     client.request(message(chat), path=CHAT)
     world.run()
-    assert calls_at(world, "A") == failed + 1
+    assert len(world.calls_at("A")) == failed + 1
 
 
 def test_a_lost_connection_is_one_failure_however_many_calls_were_on_it() -> None:
     world = World().silent()
     client = world.start().client()
-    for chat in chats_of(world, "A", 20):
+    for chat in world.chats_of("A", 20):
         client.request(message(chat), path=CHAT)
     world.run()
     world.at("A").transport.abort()
@@ -70,7 +63,7 @@ def test_a_lost_connection_is_one_failure_however_many_calls_were_on_it() -> Non
 def test_answers_that_say_nothing_about_the_server_eject_nobody(status: int) -> None:
     world = World().answering(lambda server, sid, _: server.respond(sid, status=status))  # type: ignore[attr-defined]
     client = world.start().client()
-    for chat in chats_of(world, "A", 20):
+    for chat in world.chats_of("A", 20):
         client.request(message(chat), path=CHAT)
         world.run()
     assert world.proxy.cluster.snapshot.by_id["A"].available
@@ -110,132 +103,6 @@ def test_a_chat_that_kills_whatever_serves_it_takes_two_servers_and_not_a_third(
     world.assert_clean()
 
 
-# Failback.
-
-
-@pytest.mark.parametrize(("mode", "stays"), [("immediate", False), ("idle", True), ("never", True)])
-def test_a_chat_that_was_displaced_goes_home_as_failback_says(mode: str, stays: bool) -> None:
-    world = World(failback={"mode": mode}).echoing().start()
-    owner, second, _ = world.order("chat-005")
-    home = world.proxy.cluster.snapshot.by_id[owner]
-    client = world.client()
-    home.block(Cause.HEALTH, "gone")
-    client.request(message("chat-005"))
-    world.run()
-    home.unblock(Cause.HEALTH)
-    client.request(message("chat-005"))
-    world.run()
-    assert (calls_at(world, owner), calls_at(world, second)) == ((0, 2) if stays else (1, 1))
-    world.advance(61.0)
-    client.request(message("chat-005"))
-    world.run()
-    assert (calls_at(world, owner) > 0) is (mode != "never")
-    world.assert_clean()
-
-
-def test_a_chat_without_calls_in_between_never_knew_that_its_owner_was_away() -> None:
-    world = World().echoing().start()
-    owner = world.owner("chat-005")
-    home = world.proxy.cluster.snapshot.by_id[owner]
-    home.block(Cause.HEALTH, "gone")
-    home.unblock(Cause.HEALTH)
-    world.client().request(message("chat-005"))
-    world.run()
-    assert calls_at(world, owner) == 1
-
-
-def test_a_displaced_chat_goes_on_when_its_substitute_fails_too() -> None:
-    world = World().echoing().start()
-    owner, second, third = (world.proxy.cluster.snapshot.by_id[name] for name in world.order("chat-005"))
-    client = world.client()
-    owner.block(Cause.HEALTH, "gone")
-    client.request(message("chat-005"))
-    world.run()
-    second.block(Cause.HEALTH, "gone")
-    client.request(message("chat-005"))
-    world.run()
-    assert calls_at(world, third.id) == 1
-    owner.unblock(Cause.HEALTH)
-    second.unblock(Cause.HEALTH)
-    client.request(message("chat-005"))
-    world.run()
-    assert calls_at(world, third.id) == 2
-
-
-# Who had the chat before.
-
-
-def told(world: World, name: str) -> list[bytes | None]:
-    """What the server was told of each call, in order."""
-    server = world.at(name)
-    return [
-        dict(each.exchanges[sid].headers).get(b"x-districhat-previous-owner")
-        for each in [*server.connections]
-        for sid in each.order
-    ]
-
-
-@pytest.mark.parametrize("mode", ["immediate", "idle"])
-def test_the_first_call_of_a_moved_chat_says_who_had_it_both_ways(mode: str) -> None:
-    world = World(failback={"mode": mode}).echoing().start()
-    owner, second, _ = world.order("chat-005")
-    home = world.proxy.cluster.snapshot.by_id[owner]
-    client = world.client()
-
-    def call() -> None:
-        client.request(message("chat-005"))
-        world.run()
-
-    call()
-    home.block(Cause.HEALTH, "gone")
-    call()
-    call()
-    home.unblock(Cause.HEALTH)
-    world.advance(61.0)
-    call()
-    call()
-    assert told(world, second) == [owner.encode(), None]
-    assert told(world, owner) == [None, second.encode(), None]
-    world.assert_clean()
-
-
-def test_a_call_that_fails_over_says_who_failed_and_a_client_cannot_say_it() -> None:
-    world = World(failback={"mode": "immediate"}).echoing()
-    owner, second, _ = world.order("chat-005")
-    world.at(owner).on_request = lambda server, sid, exchange: server.refuse(sid)
-    client = world.start().client()
-    client.request(message("chat-005"), extra=[(b"x-districhat-previous-owner", b"evil")])
-    world.run()
-    assert set(told(world, owner)) == {None}
-    assert told(world, second) == [owner.encode()]
-    world.assert_clean()
-
-
-def test_nobody_is_told_when_announcing_is_off() -> None:
-    world = World(failback={"announce_moves": False}).echoing().start()
-    owner, second, _ = world.order("chat-005")
-    world.proxy.cluster.snapshot.by_id[owner].block(Cause.HEALTH, "gone")
-    world.client().request(message("chat-005"))
-    world.run()
-    assert told(world, second) == [None]
-
-
-def test_a_chat_whose_owner_changes_with_the_members_says_who_had_it() -> None:
-    world = World(endpoints=endpoints("A", "B")).echoing().start()
-    client = world.client()
-    chat = chats_of(World(), "C", 1)[0]
-    before = world.owner(chat)
-    client.request(message(chat))
-    world.run()
-    world.server("C").on_request = echo
-    world.reload()
-    for _ in range(2):
-        client.request(message(chat))
-        world.run()
-    assert told(world, "C") == [before.encode(), None]
-    world.assert_clean()
-
-
 # The operator's drain.
 
 
@@ -252,7 +119,7 @@ def test_a_drained_servers_calls_finish_and_its_chats_go_elsewhere_until_the_ope
     moved = client.request(message("chat-005"))
     world.run()
     assert client.exchanges[moved].status == 0
-    assert calls_at(world, second) == 1
+    assert len(world.calls_at(second)) == 1
     assert not home.unblock(Cause.HEALTH), "a passed check took the drain back"
     server = next(each for each in world.at(home.id).connections if each.order)
     server.respond(server.order[0], b"late")
@@ -262,7 +129,7 @@ def test_a_drained_servers_calls_finish_and_its_chats_go_elsewhere_until_the_ope
     home.unblock(Cause.OPERATOR)
     client.request(message("chat-005"))
     world.run()
-    assert calls_at(world, home.id) == 2
+    assert len(world.calls_at(home.id)) == 2
     world.assert_clean()
 
 
@@ -281,7 +148,7 @@ def test_when_all_servers_are_only_said_to_be_sick(panic: str, status: int) -> N
     if status:
         assert "A: timed out" in client.exchanges[sid].message
     else:
-        assert calls_at(world, world.owner("chat-005")) == 1
+        assert len(world.calls_at(world.owner("chat-005"))) == 1
     world.assert_clean()
 
 
@@ -294,7 +161,7 @@ def test_panic_spares_a_server_that_the_operator_drains() -> None:
     sid = client.request(message("chat-005"))
     world.run()
     assert client.exchanges[sid].status == 0
-    assert {name: calls_at(world, name) for name in "ABC"} == {owner: 0, second: 1, third: 0}
+    assert {name: len(world.calls_at(name)) for name in "ABC"} == {owner: 0, second: 1, third: 0}
     world.assert_clean()
 
 
@@ -307,7 +174,7 @@ def test_panic_does_not_wait_for_servers_that_cannot_be_reached() -> None:
     sid = client.request(message("chat-005"))
     world.run()
     assert client.exchanges[sid].status == 0
-    assert calls_at(world, third) == 1
+    assert len(world.calls_at(third)) == 1
     assert {owner, second} == {name for name in "ABC" if address_of(name) not in world.servers}
 
 
@@ -322,7 +189,7 @@ def test_calls_beyond_the_proxys_limit_are_turned_away_with_a_pushback() -> None
     turned_away = [client.exchanges[sid] for sid in sids[3:]]
     assert [answer.status for answer in turned_away] == [14, 14]
     assert {answer.header(b"grpc-retry-pushback-ms") for answer in turned_away} == {b"2500"}
-    assert sum(calls_at(world, name) for name in "ABC") == 3
+    assert sum(len(world.calls_at(name)) for name in "ABC") == 3
 
 
 def test_calls_beyond_a_servers_limit_are_turned_away_and_move_nowhere() -> None:
@@ -331,8 +198,8 @@ def test_calls_beyond_a_servers_limit_are_turned_away_and_move_nowhere() -> None
     sids = [client.request(message("chat-005")) for _ in range(4)]
     world.run()
     assert [client.exchanges[sid].status for sid in sids] == [None, None, 8, 8]
-    assert sum(calls_at(world, name) for name in "ABC") == 2
-    other = client.request(message(chats_of(world, next(n for n in "ABC" if n != world.owner("chat-005")), 1)[0]))
+    assert sum(len(world.calls_at(name)) for name in "ABC") == 2
+    other = client.request(message(world.chats_of(next(n for n in "ABC" if n != world.owner("chat-005")), 1)[0]))
     world.run()
     assert not client.exchanges[other].ended
 
@@ -371,107 +238,6 @@ def test_large_replay_buffers_are_bounded_in_all() -> None:
     assert world.proxy.forwarder.kept == 0
 
 
-# The proxy's own health.
-
-CHECK, WATCH = b"/grpc.health.v1.Health/Check", b"/grpc.health.v1.Health/Watch"
-SERVING, NOT_SERVING = frame(b"\x08\x01"), frame(b"\x08\x02")
-
-
-def block_all(world: World) -> None:
-    for endpoint in world.proxy.cluster.snapshot:
-        endpoint.block(Cause.HEALTH, "gone")
-    world.run()
-
-
-@pytest.mark.parametrize("body", [frame(b""), frame(b"\x0a\x00")])
-def test_the_proxy_answers_for_itself_by_the_servers_it_has(body: bytes) -> None:
-    world = World().echoing().start()
-    client = world.client()
-    first = client.request(body, path=CHECK)
-    world.run()
-    block_all(world)
-    second = client.request(body, path=CHECK)
-    world.run()
-    assert (client.exchanges[first].body, client.exchanges[first].status) == (SERVING, 0)
-    assert (client.exchanges[second].body, client.exchanges[second].status) == (NOT_SERVING, 0)
-    assert sum(calls_at(world, name) for name in "ABC") == 0
-    world.assert_clean()
-
-
-def test_a_watcher_hears_of_every_change_once_and_of_the_drain() -> None:
-    world = World().echoing().start()
-    client = world.client()
-    sid = client.request(frame(b""), path=WATCH)
-    world.run()
-    assert client.exchanges[sid].body == SERVING
-    block_all(world)
-    assert client.exchanges[sid].body == SERVING + NOT_SERVING
-    for endpoint in world.proxy.cluster.snapshot:
-        endpoint.unblock(Cause.HEALTH)
-    world.run()
-    assert client.exchanges[sid].body == SERVING + NOT_SERVING + SERVING
-    world.proxy.own_health.drain()
-    world.run()
-    answer = client.exchanges[sid]
-    assert answer.body == SERVING + NOT_SERVING + SERVING + NOT_SERVING
-    assert answer.status == 14
-    world.assert_clean()
-
-
-@pytest.mark.parametrize("end", ["cancel", "gone"])
-def test_a_watcher_that_leaves_is_forgotten(end: str) -> None:
-    world = World().echoing().start()
-    client = world.client()
-    sid = client.request(frame(b""), path=WATCH)
-    world.run()
-    if end == "cancel":
-        client.engine.reset_stream(sid)
-    else:
-        client.transport.abort()
-    world.run()
-    block_all(world)
-    world.assert_clean()
-    assert not world.proxy.own_health._watchers
-
-
-def test_a_watcher_that_does_not_read_is_cut_off() -> None:
-    world = World().echoing().start()
-    client = world.client({ngh2.Setting.INITIAL_WINDOW_SIZE: 0})
-    client.request(frame(b""), path=WATCH)
-    world.run()
-    for _ in range(200):
-        block_all(world)
-        for endpoint in world.proxy.cluster.snapshot:
-            endpoint.unblock(Cause.HEALTH)
-    assert not world.proxy.own_health._watchers
-    downstream = next(iter(world.proxy.listener.connections))
-    assert downstream.engine.queued_body_size() < 2048
-
-
-def test_other_services_are_the_servers_business() -> None:
-    world = World().echoing().start()
-    client = world.client()
-    sid = client.request(frame(b"\x0a\x04chat"), path=CHECK)
-    world.run()
-    assert client.exchanges[sid].body == frame(b"\x0a\x04chat")
-
-
-def test_health_can_be_left_to_the_servers() -> None:
-    world = World(listener={"health": "forward"}).echoing().start()
-    client = world.client()
-    sid = client.request(frame(b""), path=CHECK)
-    world.run()
-    assert client.exchanges[sid].body == frame(b"")
-
-
-def test_another_method_of_the_health_service_is_unimplemented() -> None:
-    world = World().echoing().start()
-    client = world.client()
-    sid = client.request(frame(b""), path=b"/grpc.health.v1.Health/Lie")
-    world.run()
-    assert client.exchanges[sid].status == 12
-
-
 # What the hostile do.
 
 
@@ -492,9 +258,9 @@ def test_a_server_that_fails_calls_without_a_key_is_ejected_too() -> None:
     world.at("A").on_request = unavailable
     client = world.start().client()
     for _ in range(60):
-        client.request(frame(b""), path=CHAT)
+        client.request(framed(b""), path=CHAT)
         world.run()
-    assert calls_at(world, "A") == 5
+    assert len(world.calls_at("A")) == 5
     assert not world.proxy.cluster.snapshot.by_id["A"].available
 
 
@@ -507,10 +273,10 @@ def test_http_errors_count_as_failures() -> None:
     world = World().echoing()
     world.at("A").on_request = http_503
     client = world.start().client()
-    for chat in chats_of(world, "A", 10):
+    for chat in world.chats_of("A", 10):
         client.request(message(chat), path=CHAT)
         world.run()
-    assert calls_at(world, "A") == 5
+    assert len(world.calls_at("A")) == 5
 
 
 def test_streams_that_were_running_well_when_their_server_died_are_not_quarantined() -> None:

@@ -9,8 +9,9 @@ from proxy.cluster.endpoint import Cause
 from proxy.http2 import ErrorCode
 from proxy.slices import at_once
 from proxy.transport.gauges import gathered
-from tests.support.wire import Exchange, Peer, Server, World, endpoints, message
-from tests.unit.proxy.wire.test_protection import calls_at, chats_of
+from tests.support.messages import message
+from tests.support.peers import Exchange, Peer, Server
+from tests.support.world import World, endpoints
 
 CHAT = b"/chat.ChatService/Chat"
 MAX_CONCURRENT_STREAMS = 3  # RFC 9113, 6.5.2
@@ -20,7 +21,7 @@ def running_call(world: World, name: str) -> tuple[Exchange, Server, int]:
     """A call that the server `name` has and does not answer yet."""
     world.at(name).on_request = None
     client = world.client()
-    exchange = client.exchanges[client.request(message(chats_of(world, name, 1)[0]), path=CHAT)]
+    exchange = client.exchanges[client.request(message(world.chats_of(name, 1)[0]), path=CHAT)]
     world.run()
     server = next(each for each in world.at(name).connections if each.order)
     assert not exchange.ended
@@ -36,7 +37,7 @@ def call(world: World, chat: str, **kinds: object) -> Exchange:
 
 def test_a_removed_servers_chats_go_elsewhere_and_its_running_calls_finish() -> None:
     world = World().echoing().start()
-    chat = chats_of(world, "B", 1)[0]
+    chat = world.chats_of("B", 1)[0]
     exchange, server, sid = running_call(world, "B")
     removed = world.proxy.cluster.snapshot.by_id["B"]
     world.reload(endpoints=endpoints("A", "C"))
@@ -60,10 +61,10 @@ def test_only_the_chats_of_a_removed_server_move_and_its_return_brings_back_exac
     assert {chat for chat in chats if world.owner(chat) != before[chat]} == {c for c in chats if before[c] == "B"}
     world.reload()
     assert {chat: world.owner(chat) for chat in chats} == before
-    chat = chats_of(world, "B", 1)[0]
-    served = calls_at(world, "B")
+    chat = world.chats_of("B", 1)[0]
+    served = len(world.calls_at("B"))
     assert call(world, chat).status == 0
-    assert calls_at(world, "B") == served + 1
+    assert len(world.calls_at("B")) == served + 1
 
 
 def test_a_server_that_returns_while_its_calls_finish_is_given_new_ones_on_a_connection_of_its_own() -> None:
@@ -72,7 +73,7 @@ def test_a_server_that_returns_while_its_calls_finish_is_given_new_ones_on_a_con
     world.reload(endpoints=endpoints("A", "C"))
     world.reload()
     world.echo_everywhere()
-    assert call(world, chats_of(world, "B", 1)[0]).status == 0
+    assert call(world, world.chats_of("B", 1)[0]).status == 0
     server.respond(sid, b"late")
     world.advance(5.0)
     assert exchange.status == 0
@@ -82,19 +83,19 @@ def test_a_server_that_returns_while_its_calls_finish_is_given_new_ones_on_a_con
 
 def test_a_server_under_a_new_address_keeps_its_chats() -> None:
     world = World().echoing().start()
-    chat = chats_of(world, "B", 1)[0]
+    chat = world.chats_of("B", 1)[0]
     world.server("D").on_request = world.at("B").on_request
     world.reload(endpoints=[*endpoints("A", "C"), {"id": "B", "address": endpoints("D")[0]["address"]}])
     assert world.owner(chat) == "B"
     assert call(world, chat).status == 0
-    assert calls_at(world, "D") == 1
+    assert len(world.calls_at("D")) == 1
     world.assert_clean()
 
 
 def test_a_server_under_a_new_address_keeps_its_counters_when_the_old_one_has_gone() -> None:
     """A counter that falls is a restart to Prometheus: all that is left of it would count as new."""
     world = World().echoing().start()
-    first, second = chats_of(world, "B", 2)
+    first, second = world.chats_of("B", 2)
     assert call(world, first).status == 0
     exchange, server, sid = running_call(world, "B")
 
@@ -134,12 +135,12 @@ def test_a_call_keeps_its_snapshot_and_passes_over_whoever_was_removed() -> None
     """Its owner fails after the reload: the walk goes on along the ring that the call began with."""
     world = World(outlier={"quarantine_time": 0.0}).echoing().start()
     exchange, server, _sid = running_call(world, "B")
-    second, third = world.order(chats_of(world, "B", 1)[0])[1:]
+    second, third = world.order(world.chats_of("B", 1)[0])[1:]
     world.reload(endpoints=endpoints("B", third), outlier={"quarantine_time": 0.0})
     server.refuse(server.order[-1])
     world.run()
     assert exchange.status == 0
-    assert (calls_at(world, second), calls_at(world, third)) == (0, 1)
+    assert (len(world.calls_at(second)), len(world.calls_at(third))) == (0, 1)
     world.assert_clean()
 
 
@@ -147,7 +148,7 @@ def test_a_call_refused_at_the_stream_limit_of_a_removed_server_does_not_wait_th
     world = World(upstream={"max_connections": 1}).echoing("A", "C")
     server = world.server("B", {MAX_CONCURRENT_STREAMS: 1})
     client = world.start().client()
-    chat = chats_of(world, "B", 1)[0]
+    chat = world.chats_of("B", 1)[0]
     client.request(message(chat))
     world.run()
     second = client.exchanges[client.request(message(chat))]  # waits, so that the server counts as full for a second
@@ -165,7 +166,7 @@ def test_a_call_that_waits_for_a_connection_to_a_removed_server_goes_elsewhere()
     world = World().echoing("A", "C")
     world.servers[endpoints("B")[0]["address"]] = None  # does not answer
     world.start()
-    chat = chats_of(world, "B", 1)[0]
+    chat = world.chats_of("B", 1)[0]
     exchange = call(world, chat)
     assert not exchange.ended
     world.reload(endpoints=endpoints("A", "C"))
@@ -235,9 +236,9 @@ def test_limits_hold_from_the_next_call_on() -> None:
     world.reload(limits={"max_calls": 1})
     assert call(world, "chat-001").status == 14
     world.reload(limits={"max_calls_per_endpoint": 1})
-    assert call(world, chats_of(world, "B", 2)[1]).status == 8
+    assert call(world, world.chats_of("B", 2)[1]).status == 8
     world.reload()
-    assert call(world, chats_of(world, "A", 1)[0]).status == 0
+    assert call(world, world.chats_of("A", 1)[0]).status == 0
     server.respond(sid)
     world.run()
     assert exchange.status == 0
@@ -247,7 +248,7 @@ def test_limits_hold_from_the_next_call_on() -> None:
 def test_a_limit_per_chat_may_come_and_go_while_calls_run() -> None:
     world = World().echoing().start()
     exchange, server, sid = running_call(world, "B")
-    chat = chats_of(world, "B", 1)[0]
+    chat = world.chats_of("B", 1)[0]
     world.reload(limits={"max_calls_per_chat": 1})
     counted = world.client()
     late = counted.request(message(chat), path=CHAT)
@@ -269,22 +270,22 @@ def test_a_limit_per_chat_may_come_and_go_while_calls_run() -> None:
 
 def test_displaced_chats_go_home_when_failback_becomes_immediate() -> None:
     world = World(failback={"mode": "never"}).echoing().start()
-    chat = chats_of(world, "B", 1)[0]
+    chat = world.chats_of("B", 1)[0]
     home = world.proxy.cluster.snapshot.by_id["B"]
     home.block(Cause.HEALTH, "timed out")
     call(world, chat)
     home.unblock(Cause.HEALTH)
     call(world, chat)
-    assert calls_at(world, "B") == 0
+    assert len(world.calls_at("B")) == 0
     world.reload(failback={"mode": "immediate"})
     call(world, chat)
-    assert calls_at(world, "B") == 1
+    assert len(world.calls_at("B")) == 1
 
 
 def test_ejection_goes_by_the_new_numbers_and_counts_what_came_before() -> None:
     world = World(failback={"mode": "immediate"}).echoing().start()
     b = world.proxy.cluster.snapshot.by_id["B"]
-    chats = chats_of(world, "B", 2)
+    chats = world.chats_of("B", 2)
     world.proxy.detector.failed(b, chats[0].encode(), world.now())
     world.reload(outlier={"consecutive_failures": 2})
     assert b.available

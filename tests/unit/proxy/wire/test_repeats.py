@@ -7,7 +7,9 @@ import pytest
 
 from proxy.cluster.endpoint import Cause
 from proxy.slices import at_once
-from tests.support.wire import Exchange, Headers, Peer, Server, World, endpoints, frame, message
+from tests.support.messages import framed, message
+from tests.support.peers import Exchange, Headers, Peer, Server
+from tests.support.world import World, endpoints
 
 CHAT = b"/chat.ChatService/Chat"  # neither idempotent nor with a key
 IDEMPOTENT = [{"method": "/a.B/Get", "key": {"field": "1"}, "idempotent": True}]
@@ -53,10 +55,6 @@ def failing_owner(failure, **settings: object) -> tuple[World, str]:  # type: ig
     return world.start(), owner
 
 
-def calls_at(world: World, name: str) -> list[Exchange]:
-    return [exchange for server in world.at(name).connections for exchange in server.exchanges.values()]
-
-
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
 def test_on_a_route_with_an_idempotency_key_the_next_server_gets_the_call(failure) -> None:  # type: ignore[no-untyped-def]
     world, owner = failing_owner(failure)
@@ -66,7 +64,7 @@ def test_on_a_route_with_an_idempotency_key_the_next_server_gets_the_call(failur
     world.run()
     assert client.exchanges[sid].status == 0
     assert client.exchanges[sid].body == message("chat-005")
-    attempts = [calls_at(world, owner)[0], calls_at(world, second)[0]]
+    attempts = [world.calls_at(owner)[0], world.calls_at(second)[0]]
     ids = [attempt.header(b"x-request-id") for attempt in attempts]
     assert ids[0]
     assert ids[0] == ids[1]
@@ -82,7 +80,7 @@ def test_on_any_other_route_it_does_not(failure) -> None:  # type: ignore[no-unt
     world.run()
     assert client.exchanges[sid].ended
     assert client.exchanges[sid].status != 0
-    assert all(not calls_at(world, name) for name in "ABC" if name != owner)
+    assert all(not world.calls_at(name) for name in "ABC" if name != owner)
     world.assert_clean()
 
 
@@ -92,7 +90,7 @@ def test_an_idempotent_route_repeats_without_an_id() -> None:
     sid = client.request(message("chat-005"), path=GET)
     world.run()
     assert client.exchanges[sid].status == 0
-    assert calls_at(world, owner)[0].header(b"x-request-id") is None
+    assert world.calls_at(owner)[0].header(b"x-request-id") is None
 
 
 def test_a_clients_own_request_id_is_kept() -> None:
@@ -100,7 +98,7 @@ def test_a_clients_own_request_id_is_kept() -> None:
     client = world.client()
     client.request(message("chat-005"), extra=[(b"x-request-id", b"mine")])
     world.run()
-    seen = [calls_at(world, name)[0] for name in world.order("chat-005")[:2]]
+    seen = [world.calls_at(name)[0] for name in world.order("chat-005")[:2]]
     assert [[value for name, value in each.headers if name == b"x-request-id"] for each in seen] == [
         [b"mine"],
         [b"mine"],
@@ -114,7 +112,7 @@ def test_every_call_has_an_id_of_its_own() -> None:
     for _ in range(20):
         client.request(message("chat-005"))
     world.run()
-    ids = {exchange.header(b"x-request-id") for exchange in calls_at(world, world.owner("chat-005"))}
+    ids = {exchange.header(b"x-request-id") for exchange in world.calls_at(world.owner("chat-005"))}
     assert len(ids) == 20
 
 
@@ -214,7 +212,7 @@ def test_a_call_that_goes_well_in_the_end_gives_its_part_of_a_token_back() -> No
     world, owner = failing_owner(UNAVAILABLE, retry={"token_ratio": 0.5, "tokens": 10})
     assert requested(world, "chat-005") == [0]
     assert world.proxy.forwarder.budget.tokens == 10 - 1 + 0.5
-    assert calls_at(world, owner)
+    assert world.calls_at(owner)
 
 
 def test_one_call_that_every_server_refuses_does_not_quarantine_its_chat() -> None:
@@ -224,7 +222,7 @@ def test_one_call_that_every_server_refuses_does_not_quarantine_its_chat() -> No
         world.at(name).on_request = UNAVAILABLE
     world.start()
     assert requested(world, "chat-005", "chat-005") == [14, 14]
-    assert [len(calls_at(world, name)) for name in "ABC"] == [2, 2, 2]
+    assert [len(world.calls_at(name)) for name in "ABC"] == [2, 2, 2]
     assert not world.control.detector.quarantined
     world.echo_everywhere()
     assert requested(world, "chat-005") == [0]
@@ -236,7 +234,7 @@ def test_one_call_that_two_servers_reset_quarantines_its_chat() -> None:
         world.at(name).on_request = reset
     world.start()
     assert requested(world, "chat-005") == [14]
-    assert sum(len(calls_at(world, name)) for name in "ABC") == 2
+    assert sum(len(world.calls_at(name)) for name in "ABC") == 2
     assert list(world.control.detector.quarantined) == [b"chat-005"]
 
 
@@ -259,11 +257,11 @@ def test_an_attempt_that_its_client_ends_has_not_answered_though_the_one_before_
 def test_an_answer_with_a_body_is_never_repeated() -> None:
     world = World().echoing()
     owner = world.owner("chat-005")
-    world.at(owner).on_request = lambda server, sid, _: server.respond(sid, frame(b"part"), status=14)  # type: ignore[attr-defined]
+    world.at(owner).on_request = lambda server, sid, _: server.respond(sid, framed(b"part"), status=14)  # type: ignore[attr-defined]
     client = world.start().client()
     sid = client.request(message("chat-005"))
     world.run()
-    assert (client.exchanges[sid].body, client.exchanges[sid].status) == (frame(b"part"), 14)
+    assert (client.exchanges[sid].body, client.exchanges[sid].status) == (framed(b"part"), 14)
 
 
 # Pushback, gRFC A6.
@@ -284,7 +282,7 @@ def test_a_pushback_is_waited_for() -> None:
     sid = client.request(message("chat-005"))
     world.advance(1.4)
     assert not client.exchanges[sid].ended
-    assert len(calls_at(world, owner)) == 1
+    assert len(world.calls_at(owner)) == 1
     world.advance(0.2)
     assert client.exchanges[sid].status == 0
     world.assert_clean()
@@ -304,7 +302,7 @@ def test_a_call_can_end_while_it_waits_for_a_pushback(end: str) -> None:
     world.run()
     world.assert_clean()
     world.advance(60.0)
-    assert sum(len(calls_at(world, name)) for name in "ABC") == 1
+    assert sum(len(world.calls_at(name)) for name in "ABC") == 1
 
 
 @pytest.mark.parametrize(("timeout", "pushback"), [(b"5S", b"6000"), (b"60S", b"11000")], ids=["deadline", "too long"])
@@ -345,7 +343,7 @@ def test_the_clients_attempts_and_ours_are_added() -> None:
     client = world.client()
     client.request(message("chat-005"), extra=[(b"grpc-previous-rpc-attempts", b"1")])
     world.run()
-    second = calls_at(world, world.order("chat-005")[1])[0]
+    second = world.calls_at(world.order("chat-005")[1])[0]
     assert [value for name, value in second.headers if name == b"grpc-previous-rpc-attempts"] == [b"2"]
 
 
@@ -358,7 +356,7 @@ def test_repeats_are_a_small_part_of_the_calls_under_way() -> None:
     for stream in list(world.at(owner).exchanges):
         world.at(owner).engine.reset_stream(stream, ngh2.ErrorCode.INTERNAL_ERROR)
     world.run()
-    assert len(calls_at(world, second)) == 5
+    assert len(world.calls_at(second)) == 5
     assert sum(client.exchanges[sid].status == 13 for sid in sids) == 45
     for exchange_sid in list(world.at(second).exchanges):
         world.at(second).respond(exchange_sid)
@@ -396,7 +394,7 @@ def test_a_reset_that_says_the_set_up_is_wrong_is_not_tried_elsewhere(code: int,
     sid = client.request(message("chat-005"))
     world.run()
     assert client.exchanges[sid].status == status
-    assert all(not calls_at(world, name) for name in "ABC" if name != owner)
+    assert all(not world.calls_at(name) for name in "ABC" if name != owner)
 
 
 def test_many_failures_in_a_row_stop_the_repeats_and_successes_allow_them_again() -> None:
@@ -405,10 +403,10 @@ def test_many_failures_in_a_row_stop_the_repeats_and_successes_allow_them_again(
     for _ in range(3):
         client.request(message("chat-005"))
         world.run()
-    before = sum(len(calls_at(world, name)) for name in "ABC")
+    before = sum(len(world.calls_at(name)) for name in "ABC")
     client.request(message("chat-005"))
     world.run()
-    assert sum(len(calls_at(world, name)) for name in "ABC") == before + 1
+    assert sum(len(world.calls_at(name)) for name in "ABC") == before + 1
     world.echo_everywhere()
     for _ in range(10):
         client.request(message("chat-005"))
@@ -433,7 +431,7 @@ def test_a_second_refusal_counts_against_the_budget() -> None:
     sid = client.request(message("chat-005"), path=CHAT)
     world.run()
     assert client.exchanges[sid].status == 14
-    assert sum(len(calls_at(world, name)) for name in "ABCDE") == 2
+    assert sum(len(world.calls_at(name)) for name in "ABCDE") == 2
 
 
 def test_a_call_that_its_client_ends_during_a_repeat_counts_as_cancelled() -> None:
@@ -467,7 +465,7 @@ def test_a_server_that_does_not_begin_in_time_is_left_for_the_next() -> None:
     sid = client.request(message("chat-005"), path=GET)
     world.advance(1.1)
     assert client.exchanges[sid].status == 0
-    assert calls_at(world, owner)[0].reset == ngh2.ErrorCode.CANCEL
+    assert world.calls_at(owner)[0].reset == ngh2.ErrorCode.CANCEL
     world.assert_clean()
 
 
@@ -503,19 +501,17 @@ def test_the_deadline_wins_over_every_repeat() -> None:
     sid = client.request(message("chat-005"), path=GET, extra=[(b"grpc-timeout", b"1500m")])
     world.advance(1.6)
     assert client.exchanges[sid].status == 4
-    resets = [exchange.reset for name in "ABC" for exchange in calls_at(world, name)]
+    resets = [exchange.reset for name in "ABC" for exchange in world.calls_at(name)]
     assert resets == [ngh2.ErrorCode.CANCEL] * 2
     world.assert_clean()
 
 
 def test_all_calls_of_a_server_that_hangs_come_over_once_it_is_found_out() -> None:
     """The first timeouts eject it; the rest of its calls follow without a charge."""
-    routes = [{"method": "/a.B/Get", "key": {"field": "1"}, "idempotent": True, "per_try_timeout": 1.0}]
-    world = World(routes=routes).echoing()
+    world = World(routes=PATIENT).echoing()
     world.at("A").on_request = None
     client = world.start().client()
-    chats = [chat for chat in (f"chat-{number:03}" for number in range(300)) if world.owner(chat) == "A"]
-    sids = [client.request(message(chat), path=GET) for chat in chats]
+    sids = [client.request(message(chat), path=GET) for chat in world.chats_of("A", 100)]
     world.advance(1.1)
     assert {client.exchanges[sid].status for sid in sids} == {0}
     assert len(sids) > 50

@@ -15,7 +15,9 @@ import ngh2
 import pytest
 
 from proxy.cluster.endpoint import Cause, Endpoint
-from tests.support.wire import Client, Exchange, Peer, World, address_of, frame, message
+from tests.support.messages import framed, message
+from tests.support.peers import Client, Exchange, Peer
+from tests.support.world import World, address_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,7 +182,7 @@ def replay_buffer_overflown(case: Case) -> None:
     case.owner_does(None)
     case.call(end=False)
     for _ in range(40):
-        case.client.engine.send_data(case.sid, frame(b"x" * 1000))
+        case.client.engine.send_data(case.sid, framed(b"x" * 1000))
         case.world.run()
     case.client.engine.send_data(case.sid, b"", end_stream=True)
     case.world.run()
@@ -192,7 +194,7 @@ def buffered_messages(fate: Callable[[Case], None]) -> Callable[[Case], None]:
         case.owner_does(None)
         case.call(end=False)
         for number in range(3):
-            case.client.engine.send_data(case.sid, frame(b"%d" % number), end_stream=number == 2)
+            case.client.engine.send_data(case.sid, framed(b"%d" % number), end_stream=number == 2)
             case.world.run()
         fate(case)
         case.world.run()

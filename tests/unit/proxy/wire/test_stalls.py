@@ -6,9 +6,12 @@ import ngh2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.wire import Client, MemoryTransport, Server, World, message
+from tests.support.frames import ENHANCE_YOUR_CALM
+from tests.support.memory_transport import MemoryTransport
+from tests.support.messages import message
+from tests.support.peers import Client, Server
+from tests.support.world import World
 
-CALM = 11
 CHAT = b"/chat.ChatService/Chat"
 INITIAL_WINDOW = ngh2.Setting.INITIAL_WINDOW_SIZE
 TIMEOUT = 40.0
@@ -176,7 +179,7 @@ def test_a_call_that_stalls_is_given_up_although_another_keeps_the_line_busy() -
         waited += 1.0
         assert waited <= LATEST + 5.0
     assert waited >= TIMEOUT
-    assert line.client.exchanges[stuck].reset == CALM
+    assert line.client.exchanges[stuck].reset == ENHANCE_YOUR_CALM
     assert line.client.exchanges[busy].reset is None
     assert line.stalls == 1
 
@@ -213,3 +216,121 @@ def test_what_is_shed_from_a_full_transport_does_not_hide_that_the_client_reads(
         line.drain(line.downstream.ahead - before)  # as much as was added
         line.world.run()
     assert line.client.connected
+
+
+# What is given up: the call, or the connection.
+
+
+def stalling(world: World, window: int = 0) -> tuple[Client, int]:
+    """A client that has a call with 50,000 bytes for it and gives no window."""
+    client = world.client({INITIAL_WINDOW: window})
+    client.hold = True
+    sid = client.request(message("chat-001"), path=CHAT)
+    world.run()
+    server = world.at(world.owner("chat-001"))
+    server.begin(1)
+    server.engine.send_data(1, b"z" * 50_000)
+    server.finish(1)
+    world.run()
+    return client, sid
+
+
+def test_a_call_whose_client_takes_nothing_is_reset_on_both_sides() -> None:
+    world = World(listener={"stall_timeout": 40.0}, upstream={"stream_window": 10_000}).silent().start()
+    client, sid = stalling(world)
+    other = client.request(message("chat-002"), path=CHAT)
+    world.advance(35.0)
+    assert client.exchanges[sid].reset is None
+    world.advance(25.0)
+    assert client.exchanges[sid].reset == ENHANCE_YOUR_CALM
+    assert world.at(world.owner("chat-001")).exchanges[1].reset == ngh2.ErrorCode.CANCEL
+    assert world.exceeded("stall_timeout") == 1
+    assert client.exchanges[other].reset is None
+    assert client.connected
+    client.engine.reset_stream(other)
+    world.run()
+    world.assert_clean()
+
+
+def test_a_response_that_only_waits_for_the_window_is_given_up_too() -> None:
+    """The server has finished; body and trailers wait in the proxy."""
+    world = World(listener={"stall_timeout": 40.0}).silent().start()
+    client, sid = stalling(world)
+    world.advance(60.0)
+    assert client.exchanges[sid].reset == ENHANCE_YOUR_CALM
+    world.assert_clean()
+
+
+def test_a_response_that_is_taken_slowly_is_not_given_up_because_its_server_has_gone() -> None:
+    world = World(listener={"stall_timeout": 40.0}).silent().start()
+    client, sid = stalling(world, window=1000)
+    exchange = client.exchanges[sid]
+    world.kill(world.owner("chat-001"))
+    for _ in range(60):
+        client.take(sid)
+        world.advance(1.0)
+    assert exchange.reset is None
+    assert (len(exchange.body), exchange.status) == (50_000, 0)
+    world.assert_clean()
+
+
+def test_trailers_alone_that_wait_for_the_window_are_given_up_too() -> None:
+    world = World(listener={"stall_timeout": 40.0}).silent().start()
+    client = world.client({INITIAL_WINDOW: 0})
+    sid = client.request(message("chat-001"), path=CHAT)
+    world.run()
+    world.at(world.owner("chat-001")).respond(1)
+    world.advance(60.0)
+    assert client.exchanges[sid].reset == ENHANCE_YOUR_CALM
+    world.assert_clean()
+
+
+def test_a_client_that_takes_a_little_now_and_then_is_not_given_up() -> None:
+    world = World(listener={"stall_timeout": 40.0}).silent().start()
+    client, sid = stalling(world, window=100)
+    for _ in range(20):
+        client.take(sid)
+        world.advance(30.0)
+    assert client.exchanges[sid].reset is None
+    assert len(client.exchanges[sid].body) == 21 * 100
+    assert world.exceeded("stall_timeout") == 0
+
+
+def test_a_client_that_drains_all_between_two_looks_is_not_given_up() -> None:
+    world = World(listener={"stall_timeout": 40.0}).silent().start()
+    client = world.client({INITIAL_WINDOW: 1000})
+    client.hold = True
+    sid = client.request(message("chat-001"), path=CHAT)
+    world.run()
+    server = world.at(world.owner("chat-001"))
+    server.begin(1)
+    for _ in range(30):
+        server.engine.send_data(1, b"z" * 1000)
+        world.run()
+        client.take(sid)
+        world.run()
+        server.engine.send_data(1, b"z" * 1000)
+        world.advance(9.0)
+        client.take(sid)
+        world.run()
+    assert client.exchanges[sid].reset is None
+
+
+def test_a_client_whose_transport_takes_nothing_loses_its_connection() -> None:
+    world = World(listener={"stall_timeout": 40.0}).silent().start()
+    client = world.client({INITIAL_WINDOW: 1 << 24})
+    client.engine.set_local_window_size(2**31 - 1)
+    client.request(message("chat-001"), path=CHAT)
+    world.run()
+    downstream = next(iter(world.proxy.listener.connections))
+    downstream.wire.stall()  # type: ignore[union-attr]
+    server = world.at(world.owner("chat-001"))
+    server.begin(1)
+    for _ in range(4):
+        server.engine.send_data(1, b"z" * 100_000)
+        world.run()
+    world.advance(35.0)
+    assert client.connected
+    world.advance(30.0)
+    assert not client.connected
+    assert world.exceeded("stall_timeout") >= 1

@@ -8,15 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.http2.turns import AT_ONCE, FAIR, FIRST_ROOM, MAX_ROOM, MIN_ROOM, Turns, fair_room
-from tests.support.wire import World, message
-from tests.unit.proxy.wire.test_limits import HELLO, PREFACE, RawClient, raw_frame
-from tests.unit.proxy.wire.test_outbox import Loop
+from tests.support.frames import HELLO, PREFACE, WINDOW_UPDATE, frame, number
+from tests.support.loop import Loop
+from tests.support.messages import message
+from tests.support.world import World
 
 if TYPE_CHECKING:
     from proxy.transport.downstream import DownstreamConnection
+    from tests.support.peers import RawPeer
 
 CHAT = b"/chat.ChatService/Chat"
-WINDOW_UPDATE = raw_frame(8, 0, 0, b"\x00\x00\x00\x01")
+ONE_MORE = frame(WINDOW_UPDATE, 0, 0, number(1))
 WINDOW = 65_535
 
 
@@ -30,21 +32,21 @@ class SlowWorld(World):
         return self.time
 
 
-def of(client: RawClient) -> DownstreamConnection:
+def of(client: RawPeer) -> DownstreamConnection:
     """The proxy's side of it."""
     return next(each for each in client.world.proxy.listener.connections if each.wire is client.transport.peer)
 
 
 def test_who_fills_its_room_is_read_from_when_others_have_been_heard() -> None:
     world = SlowWorld().echoing().start()
-    noisy, good = RawClient(world, HELLO), world.client()
-    noisy.transport.write(WINDOW_UPDATE * 20_000)
+    noisy, good = world.raw_client(HELLO), world.client()
+    noisy.transport.write(ONE_MORE * 20_000)
     sid = good.request(message())
     good.flush()
     noisy.transport.deliver()
     assert not noisy.transport.peer.reading
     heard = of(noisy).engine.remote_window_size - WINDOW
-    assert 0 < heard <= FIRST_ROOM // len(WINDOW_UPDATE)
+    assert 0 < heard <= FIRST_ROOM // len(ONE_MORE)
     good.transport.deliver()
     world.run()
     assert good.exchanges[sid].status == 0
@@ -53,39 +55,39 @@ def test_who_fills_its_room_is_read_from_when_others_have_been_heard() -> None:
 
 
 def test_who_does_not_fill_its_room_does_not_wait() -> None:
-    client = RawClient(SlowWorld().start(), HELLO)
-    client.transport.write(WINDOW_UPDATE * (FIRST_ROOM // len(WINDOW_UPDATE)))
+    client = SlowWorld().start().raw_client(HELLO)
+    client.transport.write(ONE_MORE * (FIRST_ROOM // len(ONE_MORE)))
     client.transport.deliver()
     assert client.transport.peer.reading
 
 
 def test_who_fills_its_room_several_times_does_not_wait_before_its_turn_is_over() -> None:
     world = SlowWorld().start()
-    client = RawClient(world, HELLO)
+    client = world.raw_client(HELLO)
     world.seconds = 0.3 * FAIR
-    client.transport.write(WINDOW_UPDATE * 100_000)
+    client.transport.write(ONE_MORE * 100_000)
     client.transport.deliver()
     assert not client.transport.peer.reading
     # Room for 0.3 of a turn, double that for another 0.3, and so on.
-    assert of(client).engine.remote_window_size == WINDOW + (1 + 2 + 4 + 8) * FIRST_ROOM // len(WINDOW_UPDATE)
+    assert of(client).engine.remote_window_size == WINDOW + (1 + 2 + 4 + 8) * FIRST_ROOM // len(ONE_MORE)
 
 
 def test_the_room_shrinks_while_what_comes_takes_long_and_grows_again_when_it_no_longer_does() -> None:
     world = SlowWorld().start()
-    client = RawClient(world, HELLO)
+    client = world.raw_client(HELLO)
     world.seconds = 4 * FAIR
-    client.say(WINDOW_UPDATE * (FIRST_ROOM // len(WINDOW_UPDATE)))
+    client.say(ONE_MORE * (FIRST_ROOM // len(ONE_MORE)))
     assert len(of(client).room) == MIN_ROOM
     world.seconds = 0.0
-    client.say(WINDOW_UPDATE * 100_000)
+    client.say(ONE_MORE * 100_000)
     assert len(of(client).room) == MAX_ROOM
     assert of(client).engine.remote_window_size > WINDOW + 100_000
 
 
 def test_a_client_that_is_told_goodbye_while_it_waits_has_no_turn() -> None:
     world = SlowWorld().start()
-    client = RawClient(world, HELLO)
-    client.transport.write(WINDOW_UPDATE * (FIRST_ROOM // len(WINDOW_UPDATE) + 1))
+    client = world.raw_client(HELLO)
+    client.transport.write(ONE_MORE * (FIRST_ROOM // len(ONE_MORE) + 1))
     client.transport.deliver()
     wire = client.transport.peer
     assert not wire.reading
@@ -97,7 +99,7 @@ def test_a_client_that_is_told_goodbye_while_it_waits_has_no_turn() -> None:
 
 def test_a_client_that_is_cut_off_for_what_fills_its_room_does_not_wait() -> None:
     world = SlowWorld().start()
-    client = RawClient(world, PREFACE.ljust(FIRST_ROOM, b"\xff"))
+    client = world.raw_client(PREFACE.ljust(FIRST_ROOM, b"\xff"))
     assert client.transport.peer.lost
 
 

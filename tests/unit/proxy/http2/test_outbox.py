@@ -7,19 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from proxy.http2 import Backlog, Outbox, PassClock, Turns
-
-
-class Loop:
-    def __init__(self) -> None:
-        self.scheduled: list[Callable[[], None]] = []
-
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        self.scheduled.append(callback)
-
-    def run(self) -> None:
-        scheduled, self.scheduled = self.scheduled, []
-        for callback in scheduled:
-            callback()
+from tests.support.loop import Loop
 
 
 def outbox_of(loop: Loop) -> Outbox:
