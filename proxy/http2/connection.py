@@ -97,7 +97,6 @@ class Http2Connection:
     """The engine, its output and the credit it owes. Subclasses define the handlers named in `EVENTS`."""
 
     __slots__ = (
-        "ahead",
         "closed",
         "dirty",
         "engine",
@@ -108,7 +107,6 @@ class Http2Connection:
         "owed",
         "pass_clock",
         "paused",
-        "resumes",
         "room",
         "slack",
         "tails",
@@ -141,10 +139,6 @@ class Http2Connection:
         """In the outbox, or about to be."""
         self.paused = False
         """The transport's buffer is full; what the engine holds stays there, and so does the credit for it."""
-        self.resumes = 0
-        """How often it had room again."""
-        self.ahead = 0
-        """Bytes written to it although it was full."""
         self.closed = False
         """No more engine calls: it failed, or the transport is gone."""
         self.owed: list[Any] = []
@@ -326,7 +320,6 @@ class Http2Connection:
             data = self.engine.data_to_send(AHEAD)
             self.flushed_sid = self.last_sid
             if data:
-                self.ahead += len(data)
                 wire.write(data)
             if events := self.engine.events():
                 self._dispatch(events)
@@ -364,7 +357,6 @@ class Http2Connection:
     def resume_writing(self) -> None:
         """The transport's buffer has drained."""
         self.paused = False
-        self.resumes += 1
         self.mark_dirty()
 
     def close(self) -> None:

@@ -112,6 +112,7 @@ class ClientSweeper:
         if waiting or buffered:
             self._look_for_stalls(connection, waiting, now, buffered=buffered)
         elif connection.clock.progress is not None:
+            connection.clock.progress.end(connection)
             connection.clock.progress = None
             connection.clock.blocked_since = 0.0
             connection.stalled.clear()

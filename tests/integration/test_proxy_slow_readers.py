@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LARGE = "/any.Service/Large"
 PIECE, PIECES = 256 * 1024, 24
 """More than two kernels and the proxy hold together, so that the server has to wait for the client."""
+FEW = "/any.Service/Few"
 STALL_TIMEOUT = 2.0
 SLOWLY = 2.5 * STALL_TIMEOUT
 """Seconds that the client reads slowly: a call that is looked at wrongly does not survive them."""
@@ -37,6 +38,13 @@ ROOM = 2**31 - 1
 async def large(_call: ReceivedCall, context: Context) -> None:
     for _ in range(PIECES):
         await context.write(bytes(PIECE))
+
+
+async def few(_call: ReceivedCall, context: Context) -> None:
+    """What a Unix socket and less than a full transport can hold."""
+    near, far = socket.socketpair()
+    with near, far:
+        await context.write(bytes(near.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) + 128 * 1024))
 
 
 class SlowReader:
@@ -127,7 +135,7 @@ async def line(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     if certificate is not None:
         tables["listener.tls"] = certificate.table
     async with echo_servers("A") as servers:
-        servers[0].scripts[LARGE] = large
+        servers[0].scripts.update({LARGE: large, FEW: few})
         async with proxy_process(tmp_path, toml(addresses(*servers), **tables)) as proxy:  # type: ignore[arg-type]
             yield Line(proxy, certificate)
 
@@ -158,3 +166,15 @@ async def test_a_client_that_reads_nothing_any_more_is_cut_off(line: Line) -> No
         assert client.gone
         assert not client.trailers
         assert await line.stalls() >= 1
+
+
+@pytest.mark.parametrize("line", ["unix"], indirect=True)
+async def test_a_client_that_reads_nothing_is_cut_off_although_the_proxy_has_room_for_more(line: Line) -> None:
+    client = await line.connect()
+    with contextlib.closing(client):
+        client.call(FEW)
+        await client.take(100)
+        await eventually(lambda: "read nothing for 2 s" in line.proxy.log(), "the verdict")
+        await client.take_all()
+        assert client.gone
+        assert not client.trailers

@@ -39,21 +39,22 @@ class Wire:
 
 
 class Connection:
-    """What `Progress` looks at."""
+    """What `Progress` looks at. It writes as its program does: to `wire`, whatever that is."""
 
     def __init__(self, near: socket.socket, far: socket.socket) -> None:
-        self.wire: Wire | None = Wire(near)
+        self.transport = Wire(near)
+        self.wire: Wire | None = self.transport
         self.far = far
         far.setblocking(True)
-        self.paused = False
-        self.resumes = 0
-        self.ahead = 0
+
+    def write(self, size: int) -> None:
+        assert self.wire is not None
+        self.wire.write(bytes(size))
 
     def fill(self) -> None:
-        assert self.wire is not None
-        while not self.wire.buffer:
-            self.wire.write(bytes(100_000))
-        self.paused = True
+        """So that something waits above the kernel."""
+        while not self.transport.buffer:
+            self.write(100_000)
 
     def read(self, amount: int) -> None:
         while amount > 0:
@@ -84,22 +85,29 @@ async def test_a_peer_that_reads_nothing_makes_no_progress(connection: Connectio
     progress = Progress()
     connection.fill()
     assert look(progress, connection), "nothing can be told the first time"
-    look(progress, connection)  # the last bytes that its kernel took
-    await eventually(lambda: not look(progress, connection))
+    await eventually(lambda: not look(progress, connection), "the last bytes that its kernel took")
     assert not any(look(progress, connection) for _ in range(10))
     assert progress.in_flight > 100_000
+
+
+async def test_what_is_written_meanwhile_is_no_progress_of_a_peer_that_reads_nothing(connection: Connection) -> None:
+    progress = Progress()
+    connection.fill()
+    await eventually(lambda: not look(progress, connection))
+    for _ in range(10):
+        connection.write(20)
+        assert not look(progress, connection)
 
 
 async def test_a_peer_that_reads_a_little_makes_progress_before_the_transport_has_room(connection: Connection) -> None:
     progress = Progress()
     connection.fill()
     await eventually(lambda: not look(progress, connection))
-    delivered = progress.delivered
-    in_flight, buffered = progress.in_flight, connection.wire and len(connection.wire.buffer)
+    delivered, in_flight = progress.delivered, progress.in_flight
+    buffered = len(connection.transport.buffer)
     connection.read(70_000)
     await eventually(lambda: look(progress, connection))
-    assert connection.wire is not None
-    assert len(connection.wire.buffer) == buffered
+    assert len(connection.transport.buffer) == buffered
     await eventually(lambda: look(progress, connection) or progress.in_flight < in_flight)
     assert progress.delivered > delivered
 
@@ -110,26 +118,86 @@ async def test_what_was_in_flight_is_what_is_delivered_in_the_end(connection: Co
     connection.fill()
     look(progress, connection)
     end = progress.delivered + progress.in_flight
-    wire = connection.wire
-    assert wire is not None
     left = progress.in_flight
     while left > 0:
         left -= len(connection.far.recv(min(left, 65_536)))
-        wire.write(b"")
+        connection.write(0)
     await eventually(lambda: look(progress, connection) is not None and not progress.in_flight)
     assert progress.delivered == end
+
+
+UNIX = pytest.mark.parametrize("connection", ["unix"], indirect=True)
+
+
+@UNIX
+async def test_all_has_arrived_that_was_written_once_a_unix_socket_is_empty(connection: Connection) -> None:
+    progress = Progress()
+    look(progress, connection)
+    connection.write(50_000)
+    look(progress, connection)
+    assert progress.delivered < 0, "the memory is more than the bytes"
+    assert progress.delivered + progress.in_flight == 50_000
+    connection.read(50_000)
+    assert look(progress, connection)
+    assert (progress.delivered, progress.in_flight) == (50_000, 0)
+
+
+@UNIX
+async def test_of_a_unix_socket_each_piece_that_was_read_is_seen(connection: Connection) -> None:
+    progress = Progress()
+    connection.fill()
+    look(progress, connection)
+    assert not look(progress, connection)
+    for _ in range(5):
+        connection.read(37_000)
+        assert look(progress, connection)
+        assert not look(progress, connection)
+
+
+@UNIX
+async def test_a_peer_that_takes_as_much_as_is_written_makes_progress_although_as_much_waits(
+    connection: Connection,
+) -> None:
+    progress = Progress()
+    connection.write(20)
+    look(progress, connection)
+    for _ in range(10):
+        connection.write(20)
+        connection.read(20)
+        in_flight = progress.in_flight
+        assert look(progress, connection)
+        assert progress.in_flight == in_flight
+
+
+@UNIX
+async def test_a_peer_that_reads_nothing_is_found_out_once_the_kernel_takes_no_more(connection: Connection) -> None:
+    progress = Progress()
+    look(progress, connection)
+    connection.write(1_000)
+    while not connection.transport.buffer:
+        assert look(progress, connection), "whether it reads cannot be told"
+        connection.write(1_000)
+    assert not look(progress, connection)
+
+
+@UNIX
+async def test_the_transport_is_as_before_when_nothing_waits_any_more(connection: Connection) -> None:
+    progress = Progress()
+    look(progress, connection)
+    assert connection.wire is not connection.transport
+    progress.end(connection)  # type: ignore[arg-type]  # as above
+    assert connection.wire is connection.transport
 
 
 async def test_in_tls_bytes_wait_below_a_buffer_that_is_not_empty(connection: Connection) -> None:
     progress = Progress()
     connection.fill()
-    assert connection.wire is not None
     look(progress, connection)
     plain = progress.in_flight
-    connection.wire.secured = True
+    connection.transport.secured = True
     look(progress, connection)
     assert progress.in_flight > plain
-    connection.wire.buffer.clear()
+    connection.transport.buffer.clear()
     look(progress, connection)
     assert progress.in_flight < plain
 
