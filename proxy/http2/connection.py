@@ -304,18 +304,18 @@ class Http2Connection:
         """See `Holder.excess`."""
         raise NotImplementedError
 
-    def shed(self, amount: int) -> None:
+    def shed(self, amount: int) -> int:
         """See `Holder.shed`."""
-        target = self.engine.queued_body_size()
-        target -= self.give_up_calls(amount)
+        queued = self.engine.queued_body_size()
+        given_up = self.give_up_calls(amount)
         wire = self.wire
         if not self.paused or self.closed or wire is None:
-            return
+            return given_up
         # Only in an output pass the engine lets go of what it holds for streams that were reset. Resets go out before
         # data, so it takes but a few small pieces, although the transport is full.
         if wire.get_write_buffer_size() > self.outbox.backlog.max_per_connection:
             self.abort()
-            return
+            return given_up
         for _ in range(AHEAD_PIECES):
             data = self.engine.data_to_send(AHEAD)
             self.flushed_sid = self.last_sid
@@ -323,8 +323,9 @@ class Http2Connection:
                 wire.write(data)
             if events := self.engine.events():
                 self._dispatch(events)
-            if self.closed or self.engine.queued_body_size() <= target:
-                return
+            if self.closed or self.engine.queued_body_size() <= queued - given_up:
+                break
+        return given_up
 
     def give_up_calls(self, amount: int) -> int:
         """End calls for which the engine holds `amount` bytes or more, as far as there are such. Returns how many."""

@@ -53,8 +53,10 @@ class Holder(Protocol):
     def excess(self, limit: int) -> int:
         """By how many bytes one peer holds more than `limit` here; zero or less: it does not."""
 
-    def shed(self, amount: int) -> None:
-        """Give up calls that hold `amount` bytes or more, of the peer that holds most, those that hold most first."""
+    def shed(self, amount: int) -> int:
+        """Give up calls that hold `amount` bytes or more, of the peer that holds most, those that hold most first.
+        Returns how many bytes they hold: they are about to be gone.
+        """
 
 
 class Backlog:
@@ -82,16 +84,26 @@ class Backlog:
         """`holder` now has `waiting` bytes; 0 when it is gone. What is too much is shed down to three quarters of the
         limit, so that a peer at the limit does not cost a search with every byte.
         """
+        self._count(holder, waiting)
+        if waiting > self.max_per_connection and (excess := holder.excess(self.max_per_connection)) > 0:
+            self._exceeded("buffered_per_connection", f"{waiting} bytes wait for one peer that does not take them")
+            self._shed(holder, excess + self.max_per_connection // 4)
+        elif self.total > self.max_total and waiting:
+            largest = max(self._holders, key=lambda each: each.waiting)
+            self._exceeded("buffered", f"{self.total} bytes wait for peers that do not take them")
+            self._shed(largest, self.total - self.max_total * 3 // 4)
+
+    def _shed(self, holder: Holder, amount: int) -> None:
+        before = holder.waiting
+        gone = holder.shed(amount)
+        if holder.waiting == before:
+            # It is weighed again when it is flushed. Until then others would find the same bytes too many once more.
+            self._count(holder, max(0, before - gone))
+
+    def _count(self, holder: Holder, waiting: int) -> None:
         self.total += waiting - holder.waiting
         holder.waiting = waiting
         if waiting:
             self._holders.add(holder)
         else:
             self._holders.discard(holder)
-        if waiting > self.max_per_connection and (excess := holder.excess(self.max_per_connection)) > 0:
-            self._exceeded("buffered_per_connection", f"{waiting} bytes wait for one peer that does not take them")
-            holder.shed(excess + self.max_per_connection // 4)
-        elif self.total > self.max_total and waiting:
-            largest = max(self._holders, key=lambda each: each.waiting)
-            self._exceeded("buffered", f"{self.total} bytes wait for peers that do not take them")
-            largest.shed(self.total - self.max_total * 3 // 4)

@@ -22,11 +22,12 @@ class Connection:
     def excess(self, limit: int) -> int:
         return max(self.peers) - limit
 
-    def shed(self, amount: int) -> None:
+    def shed(self, amount: int) -> int:
         self.lost += amount
         greedy = self.peers.index(max(self.peers))
-        self.peers[greedy] = max(0, self.peers[greedy] - amount)
-        # As in life, the engine lets go of the bytes a moment later.
+        gone = min(amount, self.peers[greedy])
+        self.peers[greedy] -= gone
+        return gone  # as in life, the engine lets go of the bytes a moment later
 
 
 def settle(*connections: Connection) -> None:
@@ -67,6 +68,17 @@ def test_beyond_the_total_the_largest_holder_pays() -> None:
     assert large.lost > 0
     assert log == ["buffered"]
     assert backlog.total <= 1000
+
+
+def test_beyond_the_total_nobody_pays_twice_however_many_hold_more_before_the_bytes_are_gone() -> None:
+    backlog = Backlog(1000, 1000, lambda *_: None)
+    large, small = Connection(backlog), [Connection(backlog) for _ in range(10)]
+    large.hold(900)
+    for each in small:
+        each.hold(30)
+    assert large.lost == 4 * 30 + 900 - 750
+    settle(large, *small)
+    assert backlog.total == 750 + 6 * 30
 
 
 def test_what_is_gone_counts_no_more() -> None:

@@ -68,6 +68,33 @@ def test_beyond_the_total_the_client_that_holds_most_pays() -> None:
     assert world.proxy.outbox.backlog.total <= 1_000_000
 
 
+def test_beyond_the_total_no_more_calls_are_given_up_than_it_takes() -> None:
+    """Ten clients come to hold something in the same moment, when the uploads to a slow server take nearly all."""
+    world = World(
+        limits={"max_buffered": 1_000_000}, listener={"stream_window": 100_000}, upstream={"stream_window": 100_000}
+    ).silent()
+    slow = world.owner("chat-001")
+    world.server(slow, {INITIAL_WINDOW: 0}).hold = True
+    world.start()
+    uploads = []
+    for _ in range(15):
+        client = world.client()
+        uploads.append((client, client.request(message("chat-001", "x" * 60_000), path=CHAT, end=False)))
+    world.run()
+    other = next(name for name in "ABC" if name != slow)
+    (chat,) = world.chats_of(other, 1)
+    for client in [world.client({INITIAL_WINDOW: 0}) for _ in range(10)]:
+        client.request(message(chat), path=CHAT)
+    world.run()
+    server = world.at(other)
+    for sid in tuple(server.exchanges):
+        server.begin(sid)
+        server.engine.send_data(sid, bytes(30_000))
+    world.run()
+    assert sum(client.exchanges[sid].status == RESOURCE_EXHAUSTED for client, sid in uploads) == 5
+    assert 700_000 <= world.proxy.outbox.backlog.total <= 1_000_000
+
+
 def test_a_client_whose_uploads_pile_up_at_a_slow_server_loses_the_largest() -> None:
     world = World(limits={"max_buffered_per_connection": 1_000_000}, listener={"stream_window": 100_000})
     for name in "ABC":
