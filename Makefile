@@ -73,9 +73,10 @@ $(COMPILED)/.built: pyproject.toml hatch_build.py $(shell find proxy -name '*.py
 
 compiled: $(COMPILED)/.built  ## build the compiled wheel (mypyc, needs gcc) in build/compiled; the plain files stay the default
 
-test-compiled: $(COMPILED)/.built $(VENV)/.installed-test  ## the unit tests of the proxy, on the compiled build
-	@EXPECTED_BUILD=compiled $(BIN)/python -m pytest --override-ini 'pythonpath=$(COMPILED)/site .' \
-	  tests/unit/proxy $(ARGS)
+# PYTHONSAFEPATH: processes that tests start here shall not find the plain files of this directory first.
+test-compiled: $(COMPILED)/.built $(VENV)/.installed-test  ## tests on the compiled build (ARGS=tests/attack; the proxy's unit tests)
+	@EXPECTED_BUILD=compiled PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(COMPILED)/site:$(CURDIR) \
+	  $(BIN)/python -m pytest --override-ini 'pythonpath=$(COMPILED)/site .' $(or $(ARGS),tests/unit/proxy)
 
 check: $(VENV)/.installed-dev  ## lint, format, types, import rules, generated code fresh
 	@$(BIN)/ruff check .

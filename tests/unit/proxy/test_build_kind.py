@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -24,3 +26,9 @@ def test_the_version_names_the_compiled_build(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         main(["--version"])
     assert ("(compiled)" in capsys.readouterr().out) == (WANTED == "compiled")
+
+
+def test_the_processes_that_tests_start_are_of_the_same_build() -> None:
+    command = [sys.executable, "-m", "proxy", "--version"]
+    version = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert ("(compiled)" in version) == (WANTED == "compiled")
