@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+from tests.support import processes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -22,26 +24,15 @@ _LEAK_PATIENCE = 200
 """Passes of the event loop in which tasks that are ending anyway may end."""
 
 
-def _children() -> set[int]:
-    """The process ids of our children, zombies included; empty where the kernel does not tell."""
-    found: set[int] = set()
-    for file in Path("/proc/self/task").glob("*/children"):
-        try:
-            found.update(map(int, file.read_text(encoding="ascii").split()))
-        except OSError:  # a thread that has ended meanwhile
-            continue
-    return found
-
-
 def _threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if not thread.daemon}
 
 
 @pytest.fixture(autouse=True)
 def _no_process_or_thread_is_left() -> Iterator[None]:
-    children, threads = _children(), _threads()
+    children, threads = processes.children(os.getpid()), _threads()
     yield
-    assert _children() <= children, "the test left a child process"
+    assert processes.children(os.getpid()) <= children, "the test left a child process"
     assert _threads() <= threads, "the test left a thread"
 
 

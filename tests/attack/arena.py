@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from proxy.balancing.hash_ring import HashRing
 from tests.attack.attacker import Attacker
+from tests.support import processes
 from tests.support.proxy_process import environment, toml
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ QUIET = 0.4
 """Seconds of a window without an attack."""
 AT_LEAST = 1.0
 """Seconds of an attack: one that is stopped sooner begins again. Fewer are too few calls for a 99th percentile."""
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -123,13 +123,11 @@ class Arena:
 
     def cpu(self) -> float:
         """Seconds of CPU that the proxy has used."""
-        fields = Path(f"/proc/{self._proxy.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+        return processes.cpu_seconds(self._proxy.pid)
 
     def memory(self) -> int:
         """Bytes that the proxy has in memory."""
-        pages = int(Path(f"/proc/{self._proxy.pid}/statm").read_text(encoding="ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        return processes.memory(self._proxy.pid)
 
     def log(self) -> str:
         """What the proxy wrote to stderr."""

@@ -27,6 +27,7 @@ from tests.conformance.replays import CLIENT_STREAMS, SERVER_STREAMS, streams
 from tests.conformance.verdicts import verdict
 from tests.support.frames import DATA, EMPTY_SETTINGS, END_STREAM, HEADERS, PREFACE, frames
 from tests.support.polling import PATIENCE, eventually
+from tests.support.ports import free_port
 from tests.support.raw_http2 import raw_client
 
 if TYPE_CHECKING:
@@ -63,13 +64,6 @@ http {{
 
 _TYPES = "type.googleapis.com/envoy.extensions"
 _OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-
-
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 def envoy_configuration(port: int, upstreams: list[int]) -> str:

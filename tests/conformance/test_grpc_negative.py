@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import h2.events
 import pytest
 
+from tests.conformance.interop import GO, interop_client
 from tests.conformance.table import Row
-from tests.conformance.test_grpc_interop import GO, interop_client
 from tests.conformance.tools import go_tool
 from tests.support.messages import field, framed
 from tests.support.proxy_process import proxy_process, toml

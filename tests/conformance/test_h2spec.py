@@ -21,6 +21,7 @@ from tests.conformance.table import Row
 from tests.conformance.tools import go_tool
 from tests.support.frames import EMPTY_SETTINGS, END_HEADERS, END_STREAM, HEADERS, PREFACE, frame, literal_named
 from tests.support.polling import PATIENCE, eventually
+from tests.support.ports import free_port
 from tests.support.tools import need
 
 if TYPE_CHECKING:
@@ -39,8 +40,7 @@ DIFFERENCES = differences(SERVER)
 async def static_server(directory: Path) -> AsyncIterator[str]:
     """nghttpd with one page; its address."""
     (directory / "index.html").write_text("hello\n", encoding="utf-8")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     program = need("nghttpd", "nghttp2-server")
     process = await asyncio.create_subprocess_exec(program, "--no-tls", "-d", str(directory), str(port))
 

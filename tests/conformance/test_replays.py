@@ -19,6 +19,7 @@ from tests.conformance.memory import replay_client, replay_server
 from tests.conformance.peers import corpus, known
 from tests.conformance.replays import CLIENT_STREAMS, SERVER_STREAMS, random_cut, streams
 from tests.conformance.table import ROOT, Row
+from tests.conformance.verdicts import SANE
 from tests.support.frames import PREFACE
 
 if TYPE_CHECKING:
@@ -26,22 +27,6 @@ if TYPE_CHECKING:
 
 DIFFERENCES = Path(__file__).parent / "data" / "differences.txt"
 
-SANE = {
-    "none",
-    "closed",
-    "GOAWAY PROTOCOL_ERROR",
-    "GOAWAY FRAME_SIZE_ERROR",
-    "GOAWAY COMPRESSION_ERROR",
-    "GOAWAY FLOW_CONTROL_ERROR",
-    "GOAWAY STREAM_CLOSED",
-    "GOAWAY ENHANCE_YOUR_CALM",
-    "RST PROTOCOL_ERROR",
-    "RST CANCEL",
-    "RST REFUSED_STREAM",
-    "RST FLOW_CONTROL_ERROR",
-    "RST STREAM_CLOSED",
-}
-"""INTERNAL_ERROR is not: nothing that a peer sends is a bug of ours."""
 UNTOLD = {"closed", "GOAWAY PROTOCOL_ERROR"}
 """Before the preface both are said: which, depends on whether enough of an HTTP/1 method has come to see it as such."""
 

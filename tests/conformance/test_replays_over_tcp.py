@@ -7,24 +7,23 @@ must go well; and of all of it nothing may be left. What the proxy has to say is
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, cast
 
-import aiohttp
 import grpc
 import grpc.aio
 import hpack
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conformance.memory import replay_client, replay_server
 from tests.conformance.replays import CLIENT_STREAMS, SERVER_STREAMS, random_cut, streams
 from tests.conformance.table import Row
-from tests.conformance.test_replays import SANE
-from tests.conformance.verdicts import verdict
+from tests.conformance.verdicts import SANE, verdict
+from tests.support.admin import admin_of, samples
 from tests.support.frames import EMPTY_SETTINGS, HEADERS, frames
 from tests.support.grpc_server import channel, echo_servers
 from tests.support.messages import keyed
@@ -223,13 +222,10 @@ async def ask(client: grpc.aio.Channel, key: str, replay: Replay | None = None) 
 
 async def metrics(proxy: ProxyProcess) -> dict[str, float]:
     """Name of a sample, without `districhat_` -> the sum over its labels."""
-    async with aiohttp.ClientSession(await proxy.admin_url()) as admin, admin.get("/metrics") as response:
-        text = await response.text()
-    found: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            name = sample.name.removeprefix("districhat_")
-            found[name] = found.get(name, 0) + sample.value
+    found: defaultdict[str, float] = defaultdict(float)
+    async with admin_of(proxy) as admin:
+        for sample in await samples(admin):
+            found[sample.name.removeprefix("districhat_")] += sample.value
     return found
 
 

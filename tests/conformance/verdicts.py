@@ -5,6 +5,23 @@ from __future__ import annotations
 from proxy.http2 import ErrorCode
 from tests.support.frames import GOAWAY, RST_STREAM, frames
 
+SANE = {
+    "none",
+    "closed",
+    "GOAWAY PROTOCOL_ERROR",
+    "GOAWAY FRAME_SIZE_ERROR",
+    "GOAWAY COMPRESSION_ERROR",
+    "GOAWAY FLOW_CONTROL_ERROR",
+    "GOAWAY STREAM_CLOSED",
+    "GOAWAY ENHANCE_YOUR_CALM",
+    "RST PROTOCOL_ERROR",
+    "RST CANCEL",
+    "RST REFUSED_STREAM",
+    "RST FLOW_CONTROL_ERROR",
+    "RST STREAM_CLOSED",
+}
+"""INTERNAL_ERROR is not: nothing that a peer sends is a bug of ours."""
+
 
 def code_name(code: int) -> str:
     """The name of an error code, or its number."""

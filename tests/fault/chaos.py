@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
+from tests.support import processes
 from tests.support.fault import EVERY_KIND, GENEROUS, SOON, came_home, config, failed
 from tests.support.ledger_cluster import IDS, LedgerCluster, own_address
 from tests.support.ledger_load import Absence, Load, history, outcome, violations
@@ -175,7 +176,7 @@ class Chaos:
 
     def descriptors(self) -> int:
         """Open files of the proxy."""
-        return len(os.listdir(f"/proc/{self.proxy.pid}/fd"))  # noqa: PTH208 - /proc, not a directory of ours
+        return len(processes.descriptors(self.proxy.pid))
 
     def unexplained(self, records: list[Record]) -> list[Record]:
         """Failures at a time at which nothing happened, or of calls that are always saved."""

@@ -10,9 +10,9 @@ import pytest
 
 from tests.support.bad_server import BadCall, bad_server
 from tests.support.fault import CHATS, EVERY_KIND, SOON, config, failed, one_call
-from tests.support.grpc_server import closed_port
 from tests.support.ledger_cluster import ledger_cluster
 from tests.support.ledger_load import Absence, Load, violations
+from tests.support.ports import closed_port
 from tests.support.proxy_process import proxy_process
 
 if TYPE_CHECKING:

@@ -9,15 +9,13 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import aiohttp
 import grpc.aio
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.admin import admin_of, get, samples
 from tests.support.grpc_server import EchoServer, channel, echo_servers, server_of
 from tests.support.messages import keyed
 from tests.support.polling import eventually
@@ -45,13 +43,6 @@ async def proxy(servers: tuple[EchoServer, ...], tmp_path: Path) -> AsyncIterato
         yield running
 
 
-@asynccontextmanager
-async def admin_of(proxy: ProxyProcess, **headers: str) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client of its admin server."""
-    async with aiohttp.ClientSession(await proxy.admin_url(), headers=headers) as session:
-        yield session
-
-
 async def served_by(client: grpc.aio.Channel, chat: str) -> str:
     call = client.unary_unary(METHOD)(keyed(chat))
     await call
@@ -60,12 +51,6 @@ async def served_by(client: grpc.aio.Channel, chat: str) -> str:
 
 async def all_served_by(client: grpc.aio.Channel) -> dict[str, str]:
     return dict(zip(CHATS, await asyncio.gather(*(served_by(client, chat) for chat in CHATS)), strict=True))
-
-
-async def get(admin: aiohttp.ClientSession, path: str) -> Any:
-    async with admin.get(path) as response:
-        assert response.status == HTTPStatus.OK, await response.text()
-        return await response.json()
 
 
 async def test_an_explanation_names_the_server_that_calls_reach(proxy: ProxyProcess) -> None:
@@ -217,14 +202,13 @@ async def test_prometheus_is_told_of_calls_checks_and_the_loop(servers: tuple[Ec
     config = toml(addresses(*servers), admin={"address": "127.0.0.1:0"}, health=health)
     async with proxy_process(tmp_path, config) as proxy, channel(proxy.address) as client, admin_of(proxy) as admin:
         served = {chat: await served_by(client, chat) for chat in CHATS}
-        async with admin.get("/metrics") as response:
-            families = {each.name: each for each in text_string_to_metric_families(await response.text())}
-        calls = {each.labels["endpoint"]: each.value for each in families["districhat_calls"].samples}
+        found = await samples(admin)
+        calls = {each.labels["endpoint"]: each.value for each in found if each.name == "districhat_calls_total"}
         assert calls == Counter(served.values())
-        checks = families["districhat_health_checks"].samples
+        checks = [each for each in found if each.name == "districhat_health_checks_total"]
         assert {(each.labels["endpoint"], each.labels["result"]) for each in checks} == {(id_, "passed") for id_ in IDS}
-        for name in ("districhat_pass_seconds", "districhat_loop_lag_seconds"):
-            assert [each.name for each in families[name].samples if each.name.endswith("_count")]
+        names = {each.name for each in found}
+        assert {"districhat_pass_seconds_count", "districhat_loop_lag_seconds_count"} <= names
 
 
 async def test_a_stock_client_that_asks_is_told_where_its_call_went(proxy: ProxyProcess) -> None:

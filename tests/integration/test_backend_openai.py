@@ -19,7 +19,7 @@ from backend.settings import BackendSettings
 from tests.support.backend_server import chat_stub
 from tests.support.openai_server import DONE, OpenAIStub, openai_stub, piece
 from tests.support.polling import eventually
-from tests.support.ports import free_ports
+from tests.support.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -115,7 +115,7 @@ async def test_an_endpoint_that_says_nothing_for_too_long_is_unavailable() -> No
 
 
 async def test_an_endpoint_that_is_not_there_is_unavailable() -> None:
-    engine = OpenAIEngine(f"http://127.0.0.1:{free_ports(1)[0]}/v1", "a-model")
+    engine = OpenAIEngine(f"http://127.0.0.1:{free_port()}/v1", "a-model")
     with pytest.raises(EngineUnavailableError, match="endpoint"):
         await reply(engine)
     await engine.close()

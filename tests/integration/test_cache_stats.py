@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 from districhat import chat_pb2
 
+from tests.support.admin import admin_of, get
 from tests.support.backend_server import chat_stub, serving
 from tests.support.grpc_server import EchoServer, echo_servers
 from tests.support.polling import PATIENCE
@@ -35,8 +36,8 @@ class Looking:
         """The servers' cache statistics, by id, as soon as they are as wanted."""
         async with asyncio.timeout(PATIENCE):
             while True:
-                async with self._session.get("/api/endpoints") as response:
-                    found = {each["id"]: each["cache"] for each in (await response.json())["endpoints"]}
+                endpoints = (await get(self._session, "/api/endpoints"))["endpoints"]
+                found = {each["id"]: each["cache"] for each in endpoints}
                 if seen(found):
                     return found
                 await asyncio.sleep(0.1)
@@ -44,7 +45,7 @@ class Looking:
 
 @asynccontextmanager
 async def looking(proxy: ProxyProcess) -> AsyncIterator[Looking]:
-    async with aiohttp.ClientSession(await proxy.admin_url()) as session:
+    async with admin_of(proxy) as session:
         yield Looking(session)
 
 

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -17,6 +16,7 @@ import pytest
 from districhat import chat_pb2, chat_pb2_grpc
 
 from proxy.balancing.hash_ring import HashRing
+from tests.support import processes
 from tests.support.tools import need
 
 if TYPE_CHECKING:
@@ -70,16 +70,15 @@ def read_until(process: subprocess.Popen[str], pattern: str) -> re.Match[str]:
 def children(process: subprocess.Popen[str]) -> dict[str, int]:
     """The demo's processes: the server's id or `proxy`, and the process id."""
     found = {}
-    for task in Path(f"/proc/{process.pid}/task").iterdir():
-        for pid in map(int, (task / "children").read_text().split()):
-            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-            found[words[words.index("--id") + 1] if "--id" in words else "proxy"] = pid
+    for pid in processes.children(process.pid):
+        words = processes.command(pid)
+        found[words[words.index("--id") + 1] if "--id" in words else "proxy"] = pid
     return found
 
 
 def assert_gone(pids: dict[str, int]) -> None:
     for name, pid in pids.items():
-        assert not Path(f"/proc/{pid}").exists(), f"{name} still runs"
+        assert not processes.alive(pid), f"{name} still runs"
 
 
 @pytest.fixture(scope="module")

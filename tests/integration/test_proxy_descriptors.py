@@ -5,7 +5,6 @@ and it neither spins nor fills its log.
 from __future__ import annotations
 
 import asyncio
-import os
 import resource
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,8 +16,10 @@ import aiohttp
 import grpc.aio
 import pytest
 
+from tests.support.admin import admin_of, metric
 from tests.support.grpc_server import CLIENT_OPTIONS, EchoServer, echo_servers
 from tests.support.polling import eventually, eventually_answers
+from tests.support.processes import cpu_seconds, descriptors
 from tests.support.proxy_process import ProxyProcess, addresses, proxy_process, toml
 from tests.support.tls import Authority, Certificate
 
@@ -67,10 +68,7 @@ class Door:
         return self.proxy.log().count("limit file_descriptors: ")
 
     async def counted(self) -> float:
-        async with self.admin.get("/metrics") as response:
-            text = await response.text()
-        name = 'districhat_limits_exceeded_total{limit="file_descriptors"} '
-        return next(float(line.removeprefix(name)) for line in text.splitlines() if line.startswith(name))
+        return await metric(self.admin, "districhat_limits_exceeded_total", limit="file_descriptors")
 
 
 @asynccontextmanager
@@ -85,7 +83,7 @@ async def opened(kind: str, tmp_path: Path) -> AsyncIterator[Door]:
         config = toml(addresses(*servers), **tables)  # type: ignore[arg-type]  # invariant values
         async with (
             proxy_process(tmp_path, config) as proxy,
-            aiohttp.ClientSession(await proxy.admin_url()) as admin,
+            admin_of(proxy) as admin,
         ):
             proxy.expects("file_descriptors")
             yield Door(proxy, servers[0], admin, certificate)
@@ -95,15 +93,6 @@ async def opened(kind: str, tmp_path: Path) -> AsyncIterator[Door]:
 async def door(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Door]:
     async with opened(request.param, tmp_path) as door:
         yield door
-
-
-def seconds_of_cpu(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def highest_descriptor(pid: int) -> int:
-    return max(int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir())
 
 
 async def is_left(client: socket.socket) -> None:
@@ -156,7 +145,7 @@ async def test_with_none_left_clients_wait_and_the_proxy_rests_between_two_tries
         call = client.unary_unary(UNARY)
         assert await call(b"before") == b"before"
         async with AsyncExitStack() as crowd:
-            door.limit(crowd, highest_descriptor(door.proxy.pid) + 1)
+            door.limit(crowd, max(descriptors(door.proxy.pid)) + 1)
             # Those who come first take what numbers are free in between.
             for _ in range(MANY):
                 await door.connect(crowd)
@@ -164,9 +153,9 @@ async def test_with_none_left_clients_wait_and_the_proxy_rests_between_two_tries
             answer = newcomer.unary_unary(UNARY)(b"after", wait_for_ready=True)
             waiting = "limit file_descriptors: clients have to wait: too many open files"
             await eventually(lambda: waiting in door.proxy.log())
-            before, so_far = seconds_of_cpu(door.proxy.pid), door.lines()
+            before, so_far = cpu_seconds(door.proxy.pid), door.lines()
             await eventually(lambda: door.lines() >= so_far + 2)  # a second between two
-            assert seconds_of_cpu(door.proxy.pid) - before < 0.5
+            assert cpu_seconds(door.proxy.pid) - before < 0.5
             assert await call(b"meanwhile") == b"meanwhile"
             assert not answer.done()
         # With descriptors again, those who waited are served.

@@ -14,9 +14,10 @@ import pytest
 from districhat import chat_pb2, chat_pb2_grpc
 
 from tests.support.backend_server import backend_process
-from tests.support.grpc_server import EchoServer, channel, closed_port, echo_servers, server_of
+from tests.support.grpc_server import EchoServer, channel, echo_servers, server_of
 from tests.support.messages import framed
 from tests.support.polling import PATIENCE, eventually
+from tests.support.ports import closed_port
 from tests.support.proxy_process import addresses, proxy_process, toml
 from tests.support.raw_http2 import RawConnection, raw_client, raw_server
 

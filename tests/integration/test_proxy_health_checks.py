@@ -20,9 +20,10 @@ from proxy.cluster.endpoint import Endpoint
 from proxy.control.health import HealthChecker
 from proxy.control.settings import HealthSettings
 from tests.support.backend_server import backend_process
-from tests.support.grpc_server import channel, closed_port, echo_servers, server_of
+from tests.support.grpc_server import channel, echo_servers, server_of
 from tests.support.health_checks import OFTEN, at, becomes, checked
 from tests.support.polling import PATIENCE, eventually, settled
+from tests.support.ports import closed_port
 from tests.support.proxy_process import addresses, proxy_process, toml
 from tests.support.raw_http2 import raw_server
 

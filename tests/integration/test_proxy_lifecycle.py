@@ -13,9 +13,10 @@ import grpc
 import grpc.aio
 import pytest
 
-from tests.support.grpc_server import GATED, Gate, channel, closed_port, echo_servers
+from tests.support.grpc_server import GATED, Gate, channel, echo_servers
 from tests.support.messages import framed
 from tests.support.polling import eventually
+from tests.support.ports import closed_port
 from tests.support.proxy_process import PATIENCE, ProxyProcess, addresses, environment, proxy_process, toml
 from tests.support.raw_http2 import raw_client
 
@@ -116,18 +117,15 @@ async def test_a_stream_that_never_ends_is_cut_off_at_the_end_of_the_grace(gate:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_second_signal_ends_the_drain_at_once(gate: Gate, tmp_path: Path, number: signal.Signals) -> None:
     config = toml(addresses(*gate.servers), listener={"drain_grace": 3600})
-    async with AsyncExitStack() as stack:
-        process = proxy_process(tmp_path, config)
-        proxy = await process.__aenter__()
-        client = await stack.enter_async_context(channel(proxy.address))
+    async with proxy_process(tmp_path, config) as proxy, channel(proxy.address) as client:
         call = client.stream_stream(GATED)()
         await call.write(b"never answered")
         await gate.inside(1)
         proxy.signal(number)
         await eventually(lambda: "draining" in proxy.log(), "the drain")
         proxy.signal(number)
-        assert await proxy.ended() == -number
-        proxy.check()
+        proxy.exit_status = -number
+        await proxy.ended()
 
 
 async def test_without_clients_it_ends_at_once_whatever_the_servers_do(tmp_path: Path) -> None:

@@ -2,64 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import grpc.aio
 import pytest
 
-from tests.integration.test_admin import admin_of, get
-from tests.support.grpc_server import channel, closed_port, echo_servers, server_of
+from tests.support.admin import admin_of, get
+from tests.support.grpc_server import channel, echo_servers
+from tests.support.load import Load
 from tests.support.polling import eventually
-from tests.support.proxy_process import ProxyProcess, addresses, proxy_process, toml
+from tests.support.ports import closed_port
+from tests.support.proxy_process import addresses, proxy_process, toml
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 UNARY = "/any.Service/Unary"
-
-
-class Load:
-    """Calls for many chats, one after another on each of some connections, until `stop`."""
-
-    def __init__(self, proxy: ProxyProcess, clients: int = 4) -> None:
-        self.servers: list[str] = []
-        """Who answered, in order."""
-        self._turns = [0] * clients
-        self._going = True
-        self._tasks = [asyncio.ensure_future(self._run(proxy, index)) for index in range(clients)]
-
-    async def _run(self, proxy: ProxyProcess, index: int) -> None:
-        async with channel(proxy.address) as client:
-            turn = 0
-            while self._going:
-                turn += 1
-                call = client.unary_unary(UNARY)(b"body", metadata=(("x-chat-id", f"chat-{index}-{turn % 50}"),))
-                assert await call == b"body"
-                self.servers.append(await server_of(call))
-                self._turns[index] = turn
-
-    async def more(self, calls: int = 200) -> list[str]:
-        """Who answered the next calls, those under way left out."""
-        turns = list(self._turns)
-        await eventually(
-            lambda: (
-                all(now >= before + 2 for now, before in zip(self._turns, turns, strict=True))
-                or any(task.done() for task in self._tasks)
-            ),
-            "the end of the calls under way",
-        )
-        before = len(self.servers)
-        await eventually(
-            lambda: len(self.servers) >= before + calls or any(task.done() for task in self._tasks), "more calls"
-        )
-        assert not any(task.done() for task in self._tasks)
-        return self.servers[before:]
-
-    async def stop(self) -> None:
-        """Raises what a call failed with, if one did."""
-        self._going = False
-        await asyncio.gather(*self._tasks)
 
 
 async def test_servers_come_and_go_by_the_file_under_load_and_no_call_fails(tmp_path: Path) -> None:

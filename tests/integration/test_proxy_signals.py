@@ -14,10 +14,11 @@ import pytest
 
 from proxy.transport import takeover
 from proxy.workers import supervisor
-from tests.integration.test_proxy_workers import alive, children, client_of_each
 from tests.support.grpc_server import channel, echo_servers
 from tests.support.polling import eventually
+from tests.support.processes import LISTEN, alive, tcp_sockets
 from tests.support.proxy_process import PATIENCE, addresses, environment, proxy_process, toml
+from tests.support.workers import client_of_each, workers_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -35,7 +36,7 @@ needs_takeover = pytest.mark.skipif(not takeover.SUPPORTED, reason="needs Linux:
 
 
 class Starting:
-    """A proxy that is being started. `pid` is enough for `children`."""
+    """A proxy that is being started. `pid` is enough for `workers_of`."""
 
     def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
         self.process = process
@@ -121,8 +122,8 @@ async def test_a_signal_ends_a_start_that_waits_for_health_checks(
             async with asyncio.timeout(PATIENCE):
                 await connected.wait()
             if workers > 1:
-                await eventually(lambda: len(children(proxy)) == workers, "the workers")
-            started = children(proxy)
+                await eventually(lambda: len(workers_of(proxy)) == workers, "the workers")
+            started = workers_of(proxy)
             proxy.process.send_signal(number)
             assert await proxy.ended() == (0, ""), "as at a normal stop, and it was never ready"
             assert "draining: running calls have 5 s to finish" in proxy.log()
@@ -134,9 +135,9 @@ async def test_a_signal_ends_a_start_that_waits_for_health_checks(
 async def test_a_signal_ends_a_start_that_waits_for_its_workers(tmp_path: Path) -> None:
     config = toml({"Server-A": "127.0.0.1:9"}, listener={"workers": 2})
     async with starting(tmp_path, written(tmp_path, config)) as proxy:
-        (first, *_) = await eventually(lambda: children(proxy), "a worker")
+        (first, *_) = await eventually(lambda: workers_of(proxy), "a worker")
         os.kill(first, signal.SIGSTOP)
-        started = await eventually(lambda: len(found := children(proxy)) == 2 and found, "the other")
+        started = await eventually(lambda: len(found := workers_of(proxy)) == 2 and found, "the other")
         proxy.process.terminate()
         assert await proxy.ended() == (0, "")
         assert clean(proxy.log()), proxy.log()
@@ -235,75 +236,67 @@ async def running_call(proxy: ProxyProcess, worker: int) -> AsyncIterator[grpc.a
         yield call
 
 
+@asynccontextmanager
+async def two_workers(
+    directory: Path,
+) -> AsyncIterator[tuple[ProxyProcess, list[int], grpc.aio.StreamStreamCall[bytes, bytes]]]:
+    """A proxy with an hour for its drain, which the test ends; its workers; and a call that the first of them has."""
+    async with echo_servers("Server-A") as servers:
+        config = toml(addresses(*servers), listener={"workers": 2, "drain_grace": HOUR})
+        async with proxy_process(directory, config) as proxy:
+            workers = workers_of(proxy)
+            async with running_call(proxy, workers[0]) as call:
+                yield proxy, workers, call
+
+
 @needs_workers
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_second_signal_ends_parent_and_workers_at_once(tmp_path: Path, number: signal.Signals) -> None:
     """However early in the drain: here a worker has not even answered that it accepts nobody any more."""
-    async with echo_servers("Server-A") as servers:
-        config = toml(addresses(*servers), listener={"workers": 2, "drain_grace": HOUR})
-        process = proxy_process(tmp_path, config)
-        proxy = await process.__aenter__()
-        workers = children(proxy)
-        async with running_call(proxy, workers[0]):
-            os.kill(workers[1], signal.SIGSTOP)
-            proxy.signal(number)
-            await eventually(lambda: "draining" in proxy.log(), "the drain")
-            proxy.signal(number)
-            assert await proxy.ended() == -number
-            await eventually(lambda: not any(map(alive, workers)), "the end of the workers")
-            assert clean(proxy.log()), proxy.log()
+    async with two_workers(tmp_path) as (proxy, workers, _):
+        os.kill(workers[1], signal.SIGSTOP)
+        proxy.signal(number)
+        await eventually(lambda: "draining" in proxy.log(), "the drain")
+        proxy.signal(number)
+        proxy.exit_status = -number
+        await proxy.ended()
+        await eventually(lambda: not any(map(alive, workers)), "the end of the workers")
+        assert clean(proxy.log()), proxy.log()
 
 
 @needs_workers
 async def test_a_parent_that_is_killed_early_in_a_drain_takes_its_workers_with_it(tmp_path: Path) -> None:
-    async with echo_servers("Server-A") as servers:
-        config = toml(addresses(*servers), listener={"workers": 2, "drain_grace": HOUR})
-        process = proxy_process(tmp_path, config)
-        proxy = await process.__aenter__()
-        workers = children(proxy)
-        async with running_call(proxy, workers[0]):
-            os.kill(workers[1], signal.SIGSTOP)  # it does not answer that it accepts nobody: the drain waits
-            proxy.signal(signal.SIGTERM)
-            await eventually(lambda: not listens(workers[0], proxy.port), "the worker's hearing of the drain")
-            proxy.signal(signal.SIGKILL)
-            assert await proxy.ended() == -signal.SIGKILL
-            os.kill(workers[1], signal.SIGCONT)
-            await eventually(lambda: not any(map(alive, workers)), "the end of the workers")
-
-
-def listens(pid: int, port: int) -> bool:
-    """Whether that process has a socket that listens on `port`."""
-    listening = set()
-    for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
-        fields = line.split()
-        if int(fields[1].split(":")[1], 16) == port and fields[3] == "0A":
-            listening.add(f"socket:[{fields[9]}]")
-    return any(str(each.readlink()) in listening for each in Path(f"/proc/{pid}/fd").iterdir())
+    async with two_workers(tmp_path) as (proxy, workers, _):
+        proxy.expects("ResourceWarning")  # who is cut off leaves its connections to the kernel
+        os.kill(workers[1], signal.SIGSTOP)  # it does not answer that it accepts nobody: the drain waits
+        proxy.signal(signal.SIGTERM)
+        await eventually(lambda: not tcp_sockets(workers[0], proxy.port, LISTEN), "the worker's hearing of the drain")
+        proxy.signal(signal.SIGKILL)
+        proxy.exit_status = -signal.SIGKILL
+        await proxy.ended()
+        os.kill(workers[1], signal.SIGCONT)
+        await eventually(lambda: not any(map(alive, workers)), "the end of the workers")
 
 
 @needs_workers
 async def test_a_worker_whose_parent_is_gone_can_be_ended_by_a_signal(tmp_path: Path) -> None:
-    async with echo_servers("Server-A") as servers:
-        config = toml(addresses(*servers), listener={"workers": 2, "drain_grace": HOUR})
-        process = proxy_process(tmp_path, config)
-        proxy = await process.__aenter__()
-        workers = children(proxy)
-        async with running_call(proxy, workers[0]) as call:
-            proxy.signal(signal.SIGKILL)
-            assert await proxy.ended() == -signal.SIGKILL
-            await eventually(lambda: "worker-0" in proxy.log() and "the parent is gone" in proxy.log(), "the news")
-            await eventually(lambda: not alive(workers[1]), "the end of the worker without calls")
-            await call.write(b"two")
-            assert await call.read() == b"two", "its call has the grace"
-            os.kill(workers[0], signal.SIGTERM)
-            await eventually(lambda: not alive(workers[0]), "its end")
+    async with two_workers(tmp_path) as (proxy, workers, call):
+        proxy.signal(signal.SIGKILL)
+        proxy.exit_status = -signal.SIGKILL
+        await proxy.ended()
+        await eventually(lambda: "worker-0" in proxy.log() and "the parent is gone" in proxy.log(), "the news")
+        await eventually(lambda: not alive(workers[1]), "the end of the worker without calls")
+        await call.write(b"two")
+        assert await call.read() == b"two", "its call has the grace"
+        os.kill(workers[0], signal.SIGTERM)
+        await eventually(lambda: not alive(workers[0]), "its end")
 
 
 @needs_workers
 async def test_workers_that_are_only_starting_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     config = toml({"Server-A": "127.0.0.1:9"}, listener={"workers": 2})
     async with starting(tmp_path, written(tmp_path, config)) as proxy:
-        started = await eventually(lambda: children(proxy), "a worker")
+        started = await eventually(lambda: workers_of(proxy), "a worker")
         proxy.process.kill()
         assert (await proxy.ended())[0] == -signal.SIGKILL
         await eventually(lambda: not any(map(alive, started)), "the end of the workers")

@@ -8,12 +8,12 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING
 
-import aiohttp
 import h2.config
 import h2.connection
 import h2.events
 import pytest
 
+from tests.support.admin import admin_of, metric
 from tests.support.grpc_server import echo_servers
 from tests.support.polling import PATIENCE, eventually
 from tests.support.proxy_process import ProxyProcess, addresses, proxy_process, toml
@@ -119,10 +119,8 @@ class Line:
 
     async def stalls(self) -> float:
         """How many the proxy has seen."""
-        async with aiohttp.ClientSession(await self.proxy.admin_url()) as admin, admin.get("/metrics") as response:
-            lines = (await response.text()).splitlines()
-        name = 'districhat_limits_exceeded_total{limit="stall_timeout"} '
-        return next(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+        async with admin_of(self.proxy) as admin:
+            return await metric(admin, "districhat_limits_exceeded_total", limit="stall_timeout")
 
 
 @pytest.fixture(params=["plain", "tls", "unix"])

@@ -16,6 +16,7 @@ from proxy.transport import takeover
 from proxy.transport.takeover import READY, Handover, Takeover, meeting_point
 from tests.support.grpc_server import channel, echo_servers
 from tests.support.polling import eventually
+from tests.support.ports import free_port
 from tests.support.proxy_process import addresses, proxy_process, toml
 
 if TYPE_CHECKING:
@@ -24,13 +25,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(not takeover.SUPPORTED, reason="needs Linux: abstract unix sockets")
 
 UNARY = "/any.Service/Unary"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def test_a_successor_takes_the_port_under_load_and_no_call_fails(tmp_path: Path) -> None:

@@ -18,21 +18,13 @@ import h2.config
 import h2.connection
 import pytest
 from h2.events import StreamEnded
-from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.test_admin import admin_of
+from tests.support.admin import admin_of, samples
 from tests.support.backend_server import serving
-from tests.support.grpc_server import (
-    CLIENT_OPTIONS,
-    EchoServer,
-    channel,
-    closed_port,
-    echo_servers,
-    messages,
-    server_of,
-)
+from tests.support.grpc_server import CLIENT_OPTIONS, EchoServer, channel, echo_servers, messages, server_of
 from tests.support.messages import framed
 from tests.support.polling import PATIENCE, eventually, eventually_answers, settled
+from tests.support.ports import closed_port
 from tests.support.proxy_process import ProxyProcess, Table, addresses, environment, proxy_process, toml
 from tests.support.raw_http2 import OK, RESPONSE
 from tests.support.tls import Authority, Certificate
@@ -614,11 +606,8 @@ async def test_the_metrics_say_when_each_certificate_ends(tmp_path: Path, ca: Au
     ):
 
         async def ends() -> dict[str, float]:
-            async with admin.get("/metrics") as response:
-                text = await response.text()
             name = "districhat_certificate_expiration_timestamp_seconds"
-            (family,) = [each for each in text_string_to_metric_families(text) if each.name == name]
-            return {sample.labels["certificate"]: sample.value for sample in family.samples}
+            return {each.labels["certificate"]: each.value for each in await samples(admin) if each.name == name}
 
         first = await ends()
         assert first.keys() == {"listener.tls", "upstream.tls"}

@@ -5,26 +5,25 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 import pytest
 
 from proxy.workers import supervisor
-from tests.integration.test_admin import admin_of, get
-from tests.integration.test_proxy_reload import Load
-from tests.integration.test_proxy_takeover import free_port
+from tests.support.admin import admin_of, get, metric
 from tests.support.grpc_server import GATED, EchoServer, Gate, channel, echo_servers, server_of
+from tests.support.load import Load
 from tests.support.polling import eventually
-from tests.support.proxy_process import PATIENCE, ProxyProcess, addresses, proxy_process, toml
+from tests.support.ports import free_port
+from tests.support.processes import alive, command
+from tests.support.proxy_process import PATIENCE, addresses, proxy_process, toml
+from tests.support.workers import client_of_each, workers_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from tests.support.grpc_server import Context, ReceivedCall
 
 pytestmark = pytest.mark.skipif(not supervisor.SUPPORTED, reason="needs Linux: SO_REUSEPORT that spreads, pidfd")
@@ -32,61 +31,9 @@ pytestmark = pytest.mark.skipif(not supervisor.SUPPORTED, reason="needs Linux: S
 UNARY = "/any.Service/Unary"
 
 
-class Process(Protocol):
-    """Of a proxy."""
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-
-
 def config(*servers: EchoServer, workers: int = 2, **tables: Any) -> str:
     listener = {"workers": workers, **tables.pop("listener", {})}
     return toml(addresses(*servers), listener=listener, admin={"address": "127.0.0.1:0"}, **tables)
-
-
-def children(proxy: Process) -> list[int]:
-    """The process ids of its workers."""
-    found = []
-    for file in Path(f"/proc/{proxy.pid}/task").glob("*/children"):
-        found += map(int, file.read_text(encoding="ascii").split())
-    return sorted(pid for pid in found if b"proxy.workers" in command(pid))
-
-
-def command(pid: int) -> bytes:
-    """The command line of a process."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
-
-
-def connections(pid: int, port: int) -> int:
-    """TCP connections that process has with clients of `port`."""
-    mine = set()
-    for each in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            mine.add(str(each.readlink()))
-        except OSError:
-            continue
-    count = 0
-    for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
-        fields = line.split()
-        if int(fields[1].split(":")[1], 16) == port and fields[3] == "01" and f"socket:[{fields[9]}]" in mine:
-            count += 1
-    return count
-
-
-@asynccontextmanager
-async def client_of_each(proxy: ProxyProcess) -> AsyncIterator[dict[int, grpc.aio.Channel]]:
-    """A client of each worker, by the worker's process id. The kernel chooses, so it takes a few tries."""
-    clients: dict[int, grpc.aio.Channel] = {}
-    async with AsyncExitStack() as stack:
-        while len(clients) < len(workers := children(proxy)):
-            before = {pid: connections(pid, proxy.port) for pid in workers}
-            client = await stack.enter_async_context(channel(proxy.address))
-            await client.channel_ready()
-            grown = [pid for pid in workers if connections(pid, proxy.port) > before[pid]]
-            if len(grown) == 1:  # or another connection came or went between the two looks
-                clients.setdefault(grown[0], client)
-        yield clients
 
 
 async def ask(client: grpc.aio.Channel, chat: str) -> str:
@@ -130,7 +77,7 @@ async def test_a_killed_worker_costs_its_own_calls_alone_and_is_replaced(tmp_pat
         with pytest.raises(grpc.aio.AioRpcError) as lost:
             await calls[victim]
         assert lost.value.code() == grpc.StatusCode.UNAVAILABLE
-        await eventually(lambda: len(children(proxy)) == 2 and victim not in children(proxy), "its replacement")
+        await eventually(lambda: len(workers_of(proxy)) == 2 and victim not in workers_of(proxy), "its replacement")
         gate.open()
         assert await calls[survivor] == b"body"
         assert "was ended by SIGKILL: the calls that it had are lost; it is replaced at once" in proxy.log()
@@ -144,13 +91,13 @@ async def test_a_killed_worker_costs_its_own_calls_alone_and_is_replaced(tmp_pat
 async def test_a_worker_that_crashes_again_soon_is_replaced_after_a_pause(tmp_path: Path) -> None:
     async with echo_servers("Server-A") as (server,), proxy_process(tmp_path, config(server)) as proxy:
         for when in ("at once", "in 0.5 s"):
-            (victim,) = [pid for pid in children(proxy) if b"worker-0" in command(pid)]
+            (victim,) = [pid for pid in workers_of(proxy) if "worker-0" in command(pid)]
             ready = proxy.log().count("is ready")
             os.kill(victim, signal.SIGKILL)
             await eventually(lambda ready=ready: proxy.log().count("is ready") > ready, "replacement")  # type: ignore[misc]
             assert f"worker 0 (process {victim}) was ended by SIGKILL" in proxy.log()
             assert f"it is replaced {when}" in proxy.log()
-        assert len(children(proxy)) == 2
+        assert len(workers_of(proxy)) == 2
         proxy.expects("was ended by SIGKILL")
 
 
@@ -174,8 +121,8 @@ async def test_under_load_a_killed_worker_fails_only_calls_that_it_had(tmp_path:
         for _ in range(2):
             before = done
             await eventually(lambda before=before: done > before + 100, "calls")  # type: ignore[misc]
-            os.kill(victim := children(proxy)[0], signal.SIGKILL)
-            await eventually(lambda v=victim: len(c := children(proxy)) == 2 and v not in c, "replacement")  # type: ignore[misc]
+            os.kill(victim := workers_of(proxy)[0], signal.SIGKILL)
+            await eventually(lambda v=victim: len(c := workers_of(proxy)) == 2 and v not in c, "replacement")  # type: ignore[misc]
         before = done
         await eventually(lambda: done > before + 100, "calls")
         going = False
@@ -214,7 +161,7 @@ async def test_the_workers_end_with_their_parent(tmp_path: Path) -> None:
         proxy_process(tmp_path, config(server)) as proxy,
         client_of_each(proxy) as clients,
     ):
-        workers = children(proxy)
+        workers = workers_of(proxy)
         call: grpc.aio.StreamStreamCall[bytes, bytes] = next(iter(clients.values())).stream_stream(
             "/any.Service/Bidi"
         )()
@@ -227,11 +174,7 @@ async def test_the_workers_end_with_their_parent(tmp_path: Path) -> None:
         await call.done_writing()
         assert await call.read() is grpc.aio.EOF
         await eventually(lambda: not any(map(alive, workers)), "the end of the workers")
-        proxy.killed = True
-
-
-def alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+        proxy.exit_status = -signal.SIGKILL
 
 
 async def test_a_reload_reaches_every_worker(tmp_path: Path) -> None:
@@ -267,8 +210,8 @@ async def test_a_worker_that_comes_later_knows_what_was_said_before(tmp_path: Pa
     ):
         async with admin.post("/api/endpoints/Server-A/drain", json={}) as response:
             assert response.status == 200
-        os.kill(victim := children(proxy)[0], signal.SIGKILL)
-        await eventually(lambda: len(c := children(proxy)) == 2 and victim not in c, "replacement")
+        os.kill(victim := workers_of(proxy)[0], signal.SIGKILL)
+        await eventually(lambda: len(c := workers_of(proxy)) == 2 and victim not in c, "replacement")
         async with client_of_each(proxy) as clients:
             for client in clients.values():
                 assert {await ask(client, f"chat-{number}") for number in range(20)} == {"Server-B"}
@@ -397,23 +340,16 @@ async def test_the_numbers_of_all_workers_are_added_up_and_those_of_a_dead_one_s
         client_of_each(proxy) as clients,
         admin_of(proxy) as admin,
     ):
-
-        async def total(name: str) -> float:
-            async with admin.get("/metrics") as response:
-                text = await response.text()
-            lines = [line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
-            return sum(float(line.rpartition(" ")[2]) for line in lines)
-
         for client in clients.values():
             for _ in range(5):
                 await ask(client, "chat")
-        assert await total("districhat_calls_total") == 10
-        assert await total("districhat_workers") == 2
-        assert await total("districhat_workers_replaced_total") == 0
+        assert await metric(admin, "districhat_calls_total") == 10
+        assert await metric(admin, "districhat_workers") == 2
+        assert await metric(admin, "districhat_workers_replaced_total") == 0
         os.kill(victim := next(iter(clients)), signal.SIGKILL)
-        await eventually(lambda: len(c := children(proxy)) == 2 and victim not in c, "replacement")
-        assert await total("districhat_calls_total") == 10
-        assert await total("districhat_workers_replaced_total") == 1
+        await eventually(lambda: len(c := workers_of(proxy)) == 2 and victim not in c, "replacement")
+        assert await metric(admin, "districhat_calls_total") == 10
+        assert await metric(admin, "districhat_workers_replaced_total") == 1
         proxy.expects("was ended by SIGKILL")
 
 
@@ -448,7 +384,7 @@ async def test_a_takeover_reaches_from_any_number_of_workers_to_any_other(
                     assert await first.ended() == 0
                     reached = done
                     await eventually(lambda: done > reached + 400, "calls through the second")
-                    assert len(children(second)) == (after if after > 1 else 0)
+                    assert len(workers_of(second)) == (after if after > 1 else 0)
                     going = False
                     await asyncio.gather(*clients)
             finally:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -13,7 +12,7 @@ import grpc.aio
 from tests.support.polling import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
     Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -262,15 +261,6 @@ async def channel(address: str, *options: tuple[str, Any], **arguments: Any) -> 
     merged = tuple({**dict(CLIENT_OPTIONS), **dict(options)}.items())
     async with grpc.aio.insecure_channel(address, options=merged, **arguments) as opened:
         yield opened
-
-
-@contextmanager
-def closed_port() -> Iterator[int]:
-    """A port on 127.0.0.1 that refuses connections and cannot become anybody else's meanwhile."""
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        port: int = holder.getsockname()[1]
-        yield port
 
 
 async def server_of(call: grpc.aio.Call) -> str:

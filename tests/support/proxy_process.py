@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from proxy.balancing.hash_ring import HashRing
 from proxy.balancing.hashing import vnodes_for_weight
 from proxy.settings import load_settings
+from tests.support import processes
 from tests.support.polling import eventually
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ class ProxyProcess:
         self._expected: tuple[str, ...] = ()
         self.signalled = False
         """It was told to end."""
-        self.killed = False
-        """It was told to end at once."""
+        self.exit_status = 0
+        """What it must be, at the end; -9 after SIGKILL."""
         self.cuts_off = False
         """The test means calls to be cut off at the end of the drain."""
         settings = load_settings(config, {})
@@ -113,12 +114,11 @@ class ProxyProcess:
 
     def memory(self) -> int:
         """Bytes of resident memory."""
-        pages = int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        return processes.memory(self.pid)
 
     def descriptors(self) -> int:
         """Files and sockets it has open."""
-        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+        return len(processes.descriptors(self.pid))
 
     def log(self) -> str:
         """Everything it wrote to stderr."""
@@ -180,7 +180,8 @@ class ProxyProcess:
 async def proxy_process(
     directory: Path, config: str, *, launcher: Sequence[str] = (), arguments: Sequence[str] = ()
 ) -> AsyncIterator[ProxyProcess]:
-    """A proxy that listens. At the end it gets SIGTERM, must exit with 0, and must not have reported a bug.
+    """A proxy that listens. At the end it gets SIGTERM, unless the test has sent a signal, must exit as it should, and
+    must not have reported a bug.
 
     `launcher`: a command to start it by, which must become it (`ip netns exec`). `arguments`: more for `serve`.
     """
@@ -205,7 +206,7 @@ async def proxy_process(
         yield proxy
         if not proxy.signalled:  # a second signal would end the drain
             proxy.signal(signal.SIGTERM)
-        assert await proxy.ended() == (-signal.SIGKILL if proxy.killed else 0), proxy.log()
+        assert await proxy.ended() == proxy.exit_status, proxy.log()
         proxy.check()
     finally:
         if process.returncode is None:

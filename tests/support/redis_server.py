@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from tests.support.ports import free_port
 from tests.support.tools import need
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ class RedisServer:
 
     def __init__(self, directory: Path, *options: str) -> None:
         program = need("redis-server", "redis-server")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         directory.mkdir(exist_ok=True)
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._command = [
