@@ -27,6 +27,7 @@ from proxy.grpc_wire.fields import ABSENT, PENDING
 from proxy.grpc_wire.message import FirstMessage, find_key
 from proxy.grpc_wire.status import Status, trailers_only
 from proxy.grpc_wire.timeout import InvalidTimeout, parse_timeout
+from proxy.http2 import ErrorCode
 
 ACCEPT_ENCODING: Final = (b"grpc-accept-encoding", b"identity,deflate,gzip")
 
@@ -121,6 +122,7 @@ class Call(OfferedCall):
         # Small ones are bounded by the number of calls: whoever hoards does not keep them from their way.
         if self.buffered <= self.forwarder.small_buffer or not self._is_too_much():
             return True
+        self._abandon(ErrorCode.CANCEL)
         self._turn_away("request_bytes", Status.RESOURCE_EXHAUSTED, f"too many bytes of requests wait for {what}")
         return False
 

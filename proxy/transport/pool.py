@@ -179,9 +179,12 @@ class UpstreamPool:
         for connection in tuple(self.connections):
             while self.waiting and len(connection.calls) < connection.max_streams and not connection.closed:
                 call = next(iter(self.waiting))
-                if not self._attach(call, connection):
+                attached = True
+                with contained(call):  # or it would keep its place, and all others from theirs
+                    attached = self._attach(call, connection)
+                if not attached:
                     break
-                del self.waiting[call]
+                self.waiting.pop(call, None)
 
     def connected(self, connection: UpstreamConnection) -> None:
         """`connection` has the server's SETTINGS."""

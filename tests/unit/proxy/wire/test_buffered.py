@@ -150,3 +150,22 @@ def test_requests_that_wait_for_a_server_are_bounded() -> None:
     assert len(refused) >= 14
     assert world.exceeded("request_bytes") == len(refused)
     assert next(iter(world.proxy.listener.connections)).kept <= 500_000
+
+
+def test_a_call_that_is_turned_away_while_it_waits_for_a_server_does_not_keep_its_place_there() -> None:
+    world = World(limits={"max_buffered_per_connection": 100_000}, upstream={"max_connections": 1})
+    world.silent(settings={ngh2.Setting.MAX_CONCURRENT_STREAMS: 1})
+    greedy, good = world.start().client(), world.client()
+    first = greedy.request(message("chat-001"), path=CHAT)
+    world.run()
+    hoards = [greedy.request(message("chat-001", "x" * 60_000), path=CHAT, end=False) for _ in range(3)]
+    world.run()
+    assert [greedy.exchanges[sid].status for sid in hoards] == [None, RESOURCE_EXHAUSTED, RESOURCE_EXHAUSTED]
+    greedy.engine.reset_stream(hoards[0])
+    waits = good.request(message("chat-001"), path=CHAT)
+    world.run()
+    world.echo_everywhere()
+    greedy.engine.reset_stream(first)
+    world.run()
+    assert good.exchanges[waits].status == 0
+    world.assert_clean()

@@ -5,6 +5,8 @@ One test per row of the table in `proxy.forwarding.retry`, then what one bad pee
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import ngh2
 import pytest
 
@@ -12,6 +14,9 @@ from proxy.transport.upstream import UpstreamConnection
 from tests.support.messages import framed, message
 from tests.support.peers import PATH, Client, Exchange, Peer, Server
 from tests.support.world import World, address_of, endpoints
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def refuse(server: Peer, sid: int, _exchange: Exchange) -> None:
@@ -414,6 +419,44 @@ def test_a_bug_in_one_call_costs_that_call_and_no_other(
     server.respond(3)
     world.run()
     assert client.exchanges[unlucky].reset == ngh2.ErrorCode.INTERNAL_ERROR
+    assert client.exchanges[lucky].status == 0
+    assert "a bug ended a call" in caplog.text
+    world.assert_clean()
+
+
+class BuggyEngine:
+    """An engine that fails over requests with an entry `x-unlucky`, as a bug would."""
+
+    def __init__(self, engine: ngh2.Connection) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._engine, name)
+
+    def send_request(self, headers: Iterable[tuple[bytes, bytes]], *, end_stream: bool = False) -> int:
+        if any(name == b"x-unlucky" for name, _ in headers):
+            raise ZeroDivisionError
+        return self._engine.send_request(headers, end_stream=end_stream)
+
+
+def test_a_bug_that_meets_a_call_which_waits_for_its_server_does_not_keep_the_others_waiting(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World(endpoints=endpoints("A"), upstream={"max_connections": 1})
+    server = world.server("A", {ngh2.Setting.MAX_CONCURRENT_STREAMS: 1})
+    client = world.start().client()
+    client.request(message("chat-001"))
+    unlucky = client.request(message("chat-001"), extra=[(b"x-unlucky", b"1")])
+    lucky = client.request(message("chat-001"))
+    world.run()
+    (pool,) = world.proxy.pools.values()
+    (connection,) = pool.connections
+    connection.engine = BuggyEngine(connection.engine)  # type: ignore[assignment]  # as far as it is asked
+    server.respond(1)
+    world.run()
+    assert client.exchanges[unlucky].reset == ngh2.ErrorCode.INTERNAL_ERROR
+    server.respond(3)
+    world.run()
     assert client.exchanges[lucky].status == 0
     assert "a bug ended a call" in caplog.text
     world.assert_clean()
