@@ -287,7 +287,7 @@ def _moves(found: plan.Plan) -> tuple[schema.Move, ...]:
 
 def weights(values: Sequence[str], name: str, *, needed: bool = False) -> dict[str, float]:
     """Weights by id, of `ID=WEIGHT` each; without a weight it is 1, unless one is `needed`. Raises ProblemError."""
-    found = {}
+    found: dict[str, float] = {}
     for value in values:
         endpoint_id, separator, text = value.rpartition("=")
         if not separator:
@@ -297,6 +297,8 @@ def weights(values: Sequence[str], name: str, *, needed: bool = False) -> dict[s
         except ValueError as error:
             detail = f"{name}: expected ID=WEIGHT with a weight above 0, at most 1000, got {value!r}"
             raise ProblemError(HTTPStatus.BAD_REQUEST, detail) from error
+        if endpoint_id in found:
+            raise ProblemError(HTTPStatus.BAD_REQUEST, f"{endpoint_id!r} is named twice")
         found[endpoint_id] = settings.weight
     return found
 

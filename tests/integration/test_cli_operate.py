@@ -7,6 +7,9 @@ import contextlib
 import json
 import re
 import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import grpc.aio
@@ -20,10 +23,10 @@ from tests.support.proxy_process import ProxyProcess, addresses, proxy_process, 
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     Capture = pytest.CaptureFixture[str]
 
+ROOT = Path(__file__).parents[2]
 IDS = ("Server-A", "Server-B", "Server-C")
 TOKEN = "correct-horse-battery-staple"
 METHOD = "/chat.ChatService/PostMessage"
@@ -324,3 +327,39 @@ async def test_top_shows_the_columns_that_a_terminal_has_room_for(
     if columns is not None:
         assert columns.split() in [line.split() for line in ended.out.splitlines()]
         assert [line for line in ended.out.splitlines() if line.startswith("Server-A ")]
+
+
+@pytest.mark.parametrize("environment", [{}, {"FORCE_COLOR": "1", "TERM": "dumb"}], ids=["a pipe", "a dumb terminal"])
+async def test_top_prints_every_look_where_it_cannot_draw(
+    districhat: Command, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    ended = await districhat("top", "--interval", "0.05", "--count", "3")
+    assert ended.status == 0
+    assert ended.out.count("3 of 3 servers available") == 3
+    assert ended.out.count("Server-A") == 3
+
+
+async def test_top_in_a_pipe_ends_with_its_reader(districhat: Command) -> None:
+    """As in `districhat top | head`: what it has seen is there at once, and who has seen enough may go."""
+    top = [sys.executable, "-m", "proxy", "top", "--interval", "0.05", "--admin", districhat.admin]
+    process = await asyncio.to_thread(subprocess.Popen, top, stdout=subprocess.PIPE, cwd=ROOT)
+    with process:
+        assert process.stdout is not None
+        first = await asyncio.to_thread(process.stdout.readline)
+        process.stdout.close()
+        assert await asyncio.to_thread(process.wait, 60) == 0
+    assert first.startswith(b"ready; 3 of 3 servers available")
+
+
+async def test_a_server_is_planned_once(districhat: Command) -> None:
+    ended = await districhat("plan", "add", "Server-D=1", "Server-D=2")
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err == "'Server-D' is named twice\n"
+
+
+async def test_a_timeout_of_a_drain_that_nobody_waits_for_is_refused(districhat: Command) -> None:
+    ended = await districhat("drain", "Server-A", "--timeout", "5")
+    assert ended == (2, "", "--timeout: is how long --wait waits: give both, or neither\n")
+    assert "available" in (await districhat("undrain", "Server-A")).out

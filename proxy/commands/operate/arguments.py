@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from proxy.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -103,6 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
         case "drain":
             from proxy.commands.operate.drain import drain
 
+            if arguments.timeout and not arguments.wait:
+                raise ConfigError(["--timeout: is how long --wait waits: give both, or neither"])
             return drain(
                 client,
                 arguments.id,

@@ -106,19 +106,34 @@ def _times(count: int, interval: float) -> Iterator[None]:
 
 def _show(sampler: Sampler, interval: float, count: int) -> None:
     out = PlainConsole()
-    with Live(_screen(sampler, out), console=out, screen=out.is_terminal, auto_refresh=False) as live:
+    if not out.is_terminal or out.is_dumb_terminal:  # where nothing can be drawn over: one table after the other
         for _ in _times(count, interval):
-            problem = ""
-            try:
-                sampler.ask()
-            except CommandError as error:
-                problem = str(error)
-            live.update(_screen(sampler, out, problem), refresh=True)
+            out.print(_screen(sampler, out, None, _problem(sampler)))
+        return
+    with Live(_screen(sampler, out, _room(out)), console=out, screen=True, auto_refresh=False) as live:
+        for _ in _times(count, interval):
+            problem = _problem(sampler)
+            live.update(_screen(sampler, out, _room(out), problem), refresh=True)
 
 
-def _screen(sampler: Sampler, out: Console, problem: str = "") -> RenderableType:
+def _room(out: Console) -> int:
+    """Servers that the terminal has lines for; it may be resized."""
+    return max(out.height - _LINES_AROUND, 1)
+
+
+def _problem(sampler: Sampler) -> str:
+    """Ask once more; why that failed, if it did."""
+    try:
+        sampler.ask()
+    except CommandError as error:
+        return str(error)
+    return ""
+
+
+def _screen(sampler: Sampler, out: Console, most: int | None, problem: str = "") -> RenderableType:
+    """What is known now, of the `most` busiest servers (None: of all)."""
     ranked = sorted(sampler.told.endpoints, key=lambda each: -(sampler.by_id.get(each.id, Rates()).calls or 0.0))
-    shown = ranked[: max(out.height - _LINES_AROUND, 1)]
+    shown = ranked[:most]
     rest = len(ranked) - len(shown)
     head = Text(problem, "red") if problem else _summary(sampler)
     rows = [_row(each, sampler.by_id.get(each.id, Rates())) for each in shown]
