@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.metadata
 import logging
 import signal
 import sys
@@ -76,11 +77,18 @@ def _parser() -> argparse.ArgumentParser:
         description="A chat server that keeps sessions in two levels of memory over a store.",
         epilog=f"Flags come before environment variables ({ENV_PREFIX}CACHE__L1_CAPACITY=5), these before the file.",
     )
+    version = f"districhat-backend {importlib.metadata.version('districhat')}"
+    parser.add_argument("--version", action="version", version=version)
     parser.add_argument("--id", help="the server's name (Server-A)")
     parser.add_argument(
         "--address", metavar="HOST:PORT", help="where to listen (127.0.0.1:50051); port 0: any free one"
     )
-    parser.add_argument("--store", metavar="URL", help="sqlite:///PATH, redis://HOST:PORT/DB, or memory: (the default)")
+    parser.add_argument(
+        "--store",
+        metavar="URL",
+        help="memory: (the default), redis://HOST:PORT/DB, or sqlite:///PATH: sqlite:///var/chats.db is /var/chats.db, "
+        "sqlite:///./chats.db is here",
+    )
     parser.add_argument("--l1", metavar="N", help="sessions in L1 (5)")
     parser.add_argument("--l2", metavar="N", help="sessions in L2 (20)")
     parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file; config/backend.toml shows every key")

@@ -37,6 +37,9 @@ _KUBERNETES_NAMES = re.compile(r"(SERVICE_HOST|SERVICE_PORT|PORT)(_|$)")
 _SECRET = frozenset({"store.url", "engine.api_key"})
 """Keys whose values may hold a password, and are not repeated."""
 
+_PATTERNS = {"id": "must be a name without spaces", "engine.url": "must be an http:// or https:// URL"}
+"""What is wrong with a text that does not match its key's pattern."""
+
 
 def split_address(address: str) -> tuple[str, int]:
     """Host and port of `host:port` or `[IPv6]:port`; the host without brackets. Raises ValueError."""
@@ -228,7 +231,9 @@ def _read_toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError([f"config: {file}: {error.strerror}"]) from error
-    except ValueError as error:  # not TOML, or not UTF-8
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"config: {file}: not UTF-8 text"]) from error
+    except ValueError as error:
         raise ConfigError([f"config: {file}: {error}"]) from error
 
 
@@ -249,9 +254,11 @@ def _line(location: tuple[int | str, ...], problem: Mapping[str, Any]) -> str:
         return f"{key}: unknown setting"
     if problem["type"] == "model_type":
         return f"{key}: must be a table, not {problem['input']!r}"
-    text = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    text = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input ").partition(", unable to parse")[0]
+    if problem["type"] == "string_pattern_mismatch":
+        text = _PATTERNS[key]
     if not key:
         return text  # of settings that do not go together, which it names
-    if key in _SECRET:
+    if key in _SECRET or isinstance(problem["input"], dict):  # a table may hold a secret, too
         return f"{key}: {text}"
     return f"{key}: {text}" if repr(problem["input"]) in text else f"{key}: {text}, not {problem['input']!r}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import resource
 import signal
@@ -139,7 +140,7 @@ class Proxy:
             await self.control.start()
             await self.data.serve()
         except OSError as error:
-            raise ConfigError([f"listener.address: cannot listen on {address}: {reason(error)}"]) from error
+            raise _cannot_listen("listener.address", address, error) from error
         return opened
 
     def _take_socket_file(self, file: SocketFile, inherited: list[socket.socket]) -> list[socket.socket]:
@@ -154,8 +155,7 @@ class Proxy:
         try:
             await self.admin.start(patient=patient or not given)
         except OSError as error:
-            address = self.reloader.settings.admin.address
-            raise ConfigError([f"admin.address: cannot listen on {address}: {reason(error)}"]) from error
+            raise _cannot_listen("admin.address", self.reloader.settings.admin.address, error) from error
 
     async def stop(self, *, replaced: bool = False) -> int:
         """Finish the running calls within the grace and close everything. Returns how many calls were cut off.
@@ -241,6 +241,20 @@ def _end_at_once(workers: Supervisor, signum: int, _frame: object) -> None:
     workers.kill()
     signal.signal(signum, signal.SIG_DFL)
     signal.raise_signal(signum)
+
+
+_ADVICE: Final = {
+    ("listener.address", errno.EADDRINUSE): "; --takeover replaces the proxy that listens there, if one does",
+    ("listener.address", errno.EEXIST): " and is no socket; give another path",
+    ("listener.address", errno.EACCES): "; ports below 1024 need CAP_NET_BIND_SERVICE",
+    ("admin.address", errno.EADDRINUSE): '; give another port, or "" for no admin server',
+}
+"""What helps, where that is known."""
+
+
+def _cannot_listen(key: str, address: Address | str, error: OSError) -> ConfigError:
+    advice = _ADVICE.get((key, error.errno or 0), "")
+    return ConfigError([f"{key}: cannot listen on {address}: {reason(error)}{advice}"])
 
 
 LEAST_FILES: Final = 48

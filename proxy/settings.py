@@ -30,7 +30,7 @@ from proxy.config_problems import key_path, problems_of, shown, unknown_key
 from proxy.control.settings import HealthSettings
 from proxy.errors import ConfigError
 from proxy.forwarding.failback import FailbackSettings
-from proxy.forwarding.settings import LimitSettings, MetricsSettings, RetrySettings, RouteSettings
+from proxy.forwarding.settings import LimitSettings, MetricsSettings, RetrySettings, RouteSettings, covers
 from proxy.transport.settings import ListenerSettings, UpstreamSettings
 
 if TYPE_CHECKING:
@@ -233,6 +233,11 @@ def _contradictions(settings: Settings) -> dict[str, str]:
         if _meet(Address.parse(endpoint.address), listener):
             where = key_path(("endpoints", index, "address"))
             found[where] = "is the listener's: every call would come back for ever"
+    for index, route in enumerate(settings.routes):
+        for before, other in enumerate(settings.routes[:index]):
+            if covers(other.method, route.method):
+                found[key_path(("routes", index, "method"))] = f"is never reached: routes[{before}] takes its calls"
+                break
     return found
 
 

@@ -136,6 +136,8 @@ class SqliteStore:
 
 
 def _connect(path: Path, busy_timeout: float, synchronous: str, *, ages: bool) -> sqlite3.Connection:
+    if not path.parent.is_dir():
+        raise sqlite3.OperationalError(f"unable to open database file: there is no directory {path.parent}")
     # isolation_level=None: transactions begin and end where the writer says so.
     connection = sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)
     try:

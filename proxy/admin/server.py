@@ -16,6 +16,7 @@ from proxy.admin.ports import AdminPort
 from proxy.admin.ring_view import RingViews
 from proxy.admin.settings import AdminSettings
 from proxy.cluster.address import Address
+from proxy.transport.reactor import reason
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class AdminServer:
             if not patient:
                 await self.stop()
                 raise
-            log.warning("the admin server waits for %s: %s", self._settings.address, error.strerror or error)
+            log.warning("the admin server waits for %s: %s", self._settings.address, reason(error))
             self._trying = asyncio.get_running_loop().create_task(self._keep_trying(self._runner), name="admin port")
 
     async def _listen(self, runner: web.AppRunner) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from proxy.durations import SHORTEST
 
@@ -15,7 +16,7 @@ class TracingSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    endpoint: str = Field(default="", pattern=r"^(https?://[^/\s]+)?$")
+    endpoint: str = ""
     """The collector: `http://host:4317`, or `https://`. Empty: no spans. A traced call costs some 50 us more."""
     sample: int = Field(default=0, ge=0, le=1_000_000_000)
     """One call in so many that bring no `traceparent` begins a trace. 0: none. A call with a sampled `traceparent`
@@ -24,6 +25,13 @@ class TracingSettings(BaseModel):
     """What the proxy is called in traces."""
     timeout: float = Field(default=5.0, ge=SHORTEST, le=60)
     """Seconds that the collector gets to take a batch."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_a_url(cls, value: str) -> str:
+        if value and not re.fullmatch(r"https?://[^/\s]+", value):
+            raise ValueError("must be http://HOST:PORT or https://HOST:PORT")
+        return value
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> Self:

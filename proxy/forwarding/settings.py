@@ -90,6 +90,11 @@ class RouteSettings(BaseModel):
         return self
 
 
+def covers(pattern: str, other: str) -> bool:
+    """Whether every method that matches `other` matches `pattern`: behind it, `other` never decides."""
+    return pattern in ("*", other) or (pattern.endswith("/*") and other.startswith(pattern[:-1]))
+
+
 CHAT_SERVICE_TIMEOUT = 10.0  # seconds; the request timeout of the original's smart client
 
 BUILT_IN_ROUTES: tuple[RouteSettings, ...] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Final, Literal, Self
 
@@ -83,7 +84,7 @@ class ListenerSettings(BaseModel):
 
     address: str = "127.0.0.1:50050"
     """`host:port`, where port 0 takes a free one; or `unix:/path`."""
-    socket_mode: str = Field(default="0660", pattern=r"^0?[0-7]{3}$")
+    socket_mode: str = "0660"
     """Permissions of a unix socket, in octal: who may write to it may connect."""
     tls: ListenerTlsSettings | None = None
     """None: clients speak cleartext."""
@@ -161,6 +162,13 @@ class ListenerSettings(BaseModel):
     @classmethod
     def _is_an_address(cls, value: str) -> str:
         Address.parse(value)
+        return value
+
+    @field_validator("socket_mode")
+    @classmethod
+    def _is_octal(cls, value: str) -> str:
+        if not re.fullmatch(r"0?[0-7]{3}", value):
+            raise ValueError('must be permissions in octal, such as "0660"')
         return value
 
 

@@ -117,7 +117,10 @@ async def test_a_socket_that_is_in_use_is_left_to_its_owner(tmp_path: Path, path
         )
         _, err = await process.communicate()
         assert process.returncode == 2
-        assert err.decode() == f"listener.address: cannot listen on unix:{path}: address already in use\n"
+        assert err.decode() == (
+            f"listener.address: cannot listen on unix:{path}: address already in use; "
+            "--takeover replaces the proxy that listens there, if one does\n"
+        )
         assert exists(path)
 
 

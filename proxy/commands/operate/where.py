@@ -60,20 +60,25 @@ def _address(options: Options, environ: Mapping[str, str], configured: Mapping[s
         address = Address.parse(text)
     except ValueError as error:
         raise ConfigError([f"{said_by}: {error}"]) from error
-    if address.path or not address.port:
+    if address.path:
+        raise ConfigError([f"{said_by}: the admin server has no unix sockets: expected host:port, got {text!r}"])
+    if not address.port:
         raise ConfigError([f"{said_by}: give the port itself, as the proxy's log names it, with --admin HOST:PORT"])
     return Address(_HERE.get(address.host, address.host), address.port)
 
 
 def _token(options: Options, environ: Mapping[str, str], configured: Mapping[str, object]) -> str:
     if options.token is not None:
-        token = options.token
+        said_by, token = "--token", options.token
     elif options.token_file is not None:
-        token = _read(options.token_file, "--token-file").decode("utf-8", "replace").strip()
+        said_by = "--token-file"
+        token = _read(options.token_file, said_by).decode("utf-8", "replace").strip()
+    elif environ.get(TOKEN):
+        said_by, token = TOKEN, environ[TOKEN]
     else:
-        token = environ.get(TOKEN) or str(configured.get("token", ""))
+        said_by, token = "admin.token", str(configured.get("token", ""))
     if not (token.isascii() and (token.isprintable() or not token)):
-        raise ConfigError(["--token: a token is printable ASCII"])
+        raise ConfigError([f"{said_by}: a token is printable ASCII"])
     return token
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import socket
 from typing import TYPE_CHECKING
@@ -42,11 +43,14 @@ def test_an_address_of_another_machine_is_one_line(capfd: pytest.CaptureFixture[
 
 def test_a_store_that_cannot_be_opened_is_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "missing" / "sessions.db"
-    assert refused(capfd, "--store", f"sqlite:///{path}") == [f"store.url: {path}: unable to open database file"]
+    assert refused(capfd, "--store", f"sqlite:///{path}") == [
+        f"store.url: {path}: unable to open database file: there is no directory {path.parent}"
+    ]
 
 
 def test_every_mistake_in_flags_is_a_line(capfd: pytest.CaptureFixture[str]) -> None:
     lines = refused(capfd, "--l1", "five", "--l2", "-1", "--address", "x")
+    assert lines[1] == "cache.l1_capacity: should be a valid integer, not 'five'"
     assert [line.split(":")[0] for line in lines] == ["address", "cache.l1_capacity", "cache.l2_capacity"]
 
 
@@ -60,3 +64,10 @@ def test_an_unknown_flag_is_refused() -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--colour"])
     assert caught.value.code == 2
+
+
+def test_the_version_is_that_of_the_package(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capfd.readouterr().out == f"districhat-backend {importlib.metadata.version('districhat')}\n"

@@ -78,11 +78,12 @@ def test_settings_do_not_change() -> None:
             "[store]\nurl = 'redis://:secret@a:x'",
             ["store.url: is no Redis URL (Port could not be cast to integer value as 'x')"],
         ),
-        ("[engine]\nkind = 'openai'", ["engine: kind = \"openai\" needs url and model, not {'kind': 'openai'}"]),
-        ("[engine]\nurl = 'ftp://a'", [r"engine.url: String should match pattern '^(https?://\S+)?$', not 'ftp://a'"]),
-        ("[moves.peers]\na = 'x'", [f"moves.peers: a: {NO_ADDRESS}, not 'x', not {{'a': 'x'}}"]),
+        ("[engine]\nkind = 'openai'", ['engine: kind = "openai" needs url and model']),
+        ("[engine]\nkind = 'openai'\napi_key = 'secret'", ['engine: kind = "openai" needs url and model']),
+        ("[engine]\nurl = 'ftp://a'", ["engine.url: must be an http:// or https:// URL, not 'ftp://a'"]),
+        ("[moves.peers]\na = 'x'", [f"moves.peers: a: {NO_ADDRESS}, not 'x'"]),
         ("[store]\ndurability = 'write_back'\n[cache]\nsession_ttl = 2", [TTL]),
-        ("id = ''", [r"id: String should match pattern '^\S+$', not ''"]),
+        ("id = ''", ["id: must be a name without spaces, not ''"]),
         (
             "address = 'nowhere'",
             ["address: must be host:port or [IPv6]:port with a port of at most 65535, not 'nowhere'"],
@@ -109,7 +110,7 @@ def test_a_file_that_is_no_toml_is_named_with_the_place(tmp_path: Path) -> None:
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_bytes(b"\xff\xfe")
     (line,) = problems(tmp_path / "a.toml")
-    assert "utf-8" in line
+    assert line.endswith("a.toml: not UTF-8 text")
 
 
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:

@@ -45,13 +45,16 @@ def test_a_server_on_all_interfaces_is_reached_on_loopback(listens: str, reached
         (Options(admin="nowhere"), {}, "--admin: expected host:port"),
         (Options(), {"DISTRICHAT_ADMIN__ADDRESS": ""}, "DISTRICHAT_ADMIN__ADDRESS: is empty: "),
         (Options(admin="127.0.0.1:0"), {}, "--admin: give the port itself"),
-        (Options(admin="unix:/x"), {}, "--admin: give the port itself"),
+        (Options(admin="unix:/x"), {}, "--admin: the admin server has no unix sockets: expected host:port"),
         (Options(token_file=Path("none")), {}, "--token-file: cannot be read: no such file or directory"),
         (Options(config=Path("none")), {}, "none: cannot be read: no such file or directory"),
         (Options(token="a\nb"), {}, "--token: a token is printable ASCII"),
+        (Options(token_file=Path("umlaut")), {}, "--token-file: a token is printable ASCII"),
+        (Options(), {"DISTRICHAT_ADMIN__TOKEN": "\u00fc"}, "DISTRICHAT_ADMIN__TOKEN: a token is printable ASCII"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(options: Options, environment: dict[str, str], problem: str) -> None:
+    Path("umlaut").write_text("\u00fc", encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         find(options, environment)
     [line] = caught.value.problems

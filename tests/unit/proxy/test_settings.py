@@ -40,6 +40,10 @@ def route(text: str) -> str:
     return f"{ENDPOINT}[[routes]]\n{text}\n"
 
 
+def routes(*methods: str) -> str:
+    return ENDPOINT + "".join(f'[[routes]]\nmethod = "{method}"\nkey = {{ field = "1" }}\n' for method in methods)
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
@@ -144,7 +148,14 @@ def route(text: str) -> str:
             'routes[0].missing_key: must be "least_loaded" or "reject", got "drop"',
         ),
         (ENDPOINT + '[listener]\naddress = "unix:x"', "listener.address: a unix socket needs its whole path"),
-        (ENDPOINT + '[listener]\nsocket_mode = "888"', "listener.socket_mode: "),
+        (
+            ENDPOINT + '[listener]\nsocket_mode = "888"',
+            'listener.socket_mode: must be permissions in octal, such as "0660", got "888"',
+        ),
+        (
+            ENDPOINT + '[tracing]\nendpoint = "collector:4317"',
+            'tracing.endpoint: must be http://HOST:PORT or https://HOST:PORT, got "collector:4317"',
+        ),
         (ENDPOINT + '[admin]\naddress = "unix:/x"', "admin.address: the admin server has no unix sockets"),
         (ENDPOINT + '[listener.tls]\nkey = "k"', "listener.tls.certificate: is required"),
         (
@@ -179,6 +190,16 @@ def route(text: str) -> str:
             ENDPOINT + '[listener]\naddress = "[::]:9901"',
             "admin.address: is the listener's: give it a port of its own",
         ),
+        *(
+            (routes(before, method), "routes[1].method: is never reached: routes[0] takes its calls")
+            for before, method in (
+                ("*", "/a.B/C"),
+                ("*", "*"),
+                ("/a.B/*", "/a.B/C"),
+                ("/a.B/*", "/a.B/*"),
+                ("/a.B/C",) * 2,
+            )
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_starts_with_its_key_path(file, text, line):
@@ -189,6 +210,13 @@ def test_a_mistake_is_one_line_that_starts_with_its_key_path(file, text, line):
 @pytest.mark.parametrize("listener", ["127.0.0.1:0", "10.0.0.1:50051", "127.0.0.1:50050", "unix:/x"])
 def test_a_port_of_another_address_is_another_port(file, listener):
     load_settings(file(ENDPOINT + f'[listener]\naddress = "{listener}"'), {})
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("/a.B/C", "/a.B/*"), ("/a.B/*", "/a.Bc/*"), ("/a.B/*", "*"), ("/a/C", "/b/C")]
+)
+def test_a_route_may_stand_before_a_wider_one(file, first, second):
+    load_settings(file(routes(first, second)), {})
 
 
 def test_all_mistakes_are_told_at_once(file):
