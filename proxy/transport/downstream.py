@@ -208,8 +208,8 @@ class DownstreamConnection(Downstream):
         sid = event.stream_id
         call = self.calls.pop(sid, None)
         if event.error_code:
-            if self.owed:
-                self.mark_dirty()  # what was queued on it is gone, so there is credit to return
+            if self.owed or self.waiting:
+                self.mark_dirty()  # what was queued on it is gone: there is credit to return, or less to be counted
             if self.tails and sid in self.tails:
                 self.tails.remove(sid)
             # Without a call, the engine refused the request itself.

@@ -199,6 +199,8 @@ class UpstreamConnection(Upstream):
         """A stream is over. If its call is still here, it ended before the response did."""
         call = self.calls.pop(event.stream_id, None)
         if call is not None:
+            if self.waiting:
+                self.mark_dirty()  # what was queued on it is gone, so it is to be weighed anew
             with contained(call):
                 self._fail_attempt(call, event)
         elif self.releasing and (down := self.releasing.pop(event.stream_id, None)) is not None:

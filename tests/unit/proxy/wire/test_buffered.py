@@ -121,6 +121,31 @@ def test_what_is_gone_is_not_counted_any_more() -> None:
     world.assert_clean()
 
 
+def test_what_a_client_no_longer_wants_is_not_counted_any_more_however_little_it_is() -> None:
+    world = World(upstream={"stream_window": 100_000}).silent().start()
+    client = world.client({INITIAL_WINDOW: 0})
+    hoard(world, client, 3, 3_000, world.owner("chat-001"))
+    assert world.proxy.outbox.backlog.total == 9_000
+    for sid in client.exchanges:
+        client.engine.reset_stream(sid)
+    world.run()
+    assert world.proxy.outbox.backlog.total == 0
+    world.assert_clean()
+
+
+def test_what_a_server_refuses_to_take_is_not_counted_any_more() -> None:
+    world = World(listener={"stream_window": 100_000}).echoing(settings={INITIAL_WINDOW: 0}).start()
+    client = world.client()
+    sid = client.request(message("chat-001", "x" * 90_000), path=CHAT)
+    world.run()
+    assert world.proxy.outbox.backlog.total > 90_000
+    world.at(world.owner("chat-001")).engine.reset_stream(1, ngh2.ErrorCode.INTERNAL_ERROR)
+    world.run()
+    assert client.exchanges[sid].ended
+    assert world.proxy.outbox.backlog.total == 0
+    world.assert_clean()
+
+
 def test_first_messages_of_one_client_that_never_end_do_not_starve_another() -> None:
     world = World(limits={"max_buffered_per_connection": 500_000}, retry={"replay_buffer_total": 1_000_000})
     world.echoing().start()
