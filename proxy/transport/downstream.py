@@ -193,7 +193,7 @@ class DownstreamConnection(Downstream):
         call = self.calls.get(event.stream_id)
         if call is not None and not call.done:
             call.request_data(event.data, end_stream=event.end_stream)
-        elif event.data:
+        elif event.data and not self.closed:
             # The call is over, but its bytes still count against the connection's window.
             self.engine.acknowledge_received_data(len(event.data), event.stream_id)
 

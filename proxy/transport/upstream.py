@@ -186,7 +186,7 @@ class UpstreamConnection(Upstream):
         call = self.calls.get(event.stream_id)
         if call is not None:
             call.response_data(event.data, end_stream=event.end_stream)
-        elif event.data:
+        elif event.data and not self.closed:
             self.engine.acknowledge_received_data(len(event.data), event.stream_id)
 
     def on_trailers(self, event: TrailersReceived) -> None:

@@ -506,6 +506,26 @@ def test_a_client_that_says_all_and_goodbye_in_one_write_leaves_nothing(
     assert "bug" not in caplog.text
 
 
+def test_a_client_that_says_more_to_an_answered_call_and_ends_it_with_its_connection_is_no_bug(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World().silent().start()
+    client = world.client({ngh2.Setting.INITIAL_WINDOW_SIZE: 0})
+    sid = client.request(message("chat-001"), path=CHAT, end=False)
+    world.run()
+    next(iter(world.proxy.listener.connections)).start_drain()
+    world.at(world.owner("chat-001")).respond(1, framed(b"that is enough"))
+    world.run()
+    client.engine.send_data(sid, framed(b"more"))
+    data = client.engine.data_to_send()
+    client.engine.reset_stream(sid)
+    client.transport.write(data + client.engine.data_to_send())
+    world.run()
+    assert not world.proxy.listener.connections
+    world.assert_clean()
+    assert "bug" not in caplog.text
+
+
 def test_a_server_that_says_goaway_at_once_is_not_connected_to_in_a_tight_loop() -> None:
     world = World(endpoints=endpoints("A"))
     world.server("A")
