@@ -132,17 +132,17 @@ class OfferedCall(AnsweredCall):
             headers = (*headers, NeverIndexedHeader(REQUEST_ID, self.request_id))
         return headers if self.walk is None else self.walk.with_history(headers, self.head, self.key, self.endpoint)
 
-    def take_back(self, limit: int) -> bool:
+    def take_back(self, limit: int) -> int:
         """Leave the connection that refused the call, to wait for another stream of the same server.
 
-        Returns False, with nothing changed, if it cannot be sent again or was refused `limit` times.
+        Returns how often it has done so; 0, with nothing changed, if it cannot be sent again or has `limit` times.
         """
         walk = self._walk()
         if self.buffer is None or walk.refusals >= limit:
-            return False
+            return 0
         walk.refusals += 1
         self.up = None
-        return True
+        return walk.refusals
 
     # From the upstream connection.
 

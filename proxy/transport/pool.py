@@ -35,9 +35,11 @@ NEVER = 3.2e9
 SATURATED = 1.0
 """Seconds after a call had to wait for a free stream during which a refusal is put down to the stream limit."""
 REFUSED_PAUSE = 0.005
-"""Seconds for the server to see that a stream has ended."""
-MAX_REFUSALS = 100
-"""Refusals of one call before it leaves the server."""
+"""Seconds for the server to see that a stream has ended: first this, doubled each time that it still has not."""
+MAX_REFUSALS = 7
+"""Refusals of one call for which it waits again: the last offer is 0.6 s after the first. For the protocol one would do
+(gRFC A6: transparent once). But of 4,025 calls that grpcio's server refused so, with 2 to 100 streams and more calls
+waiting, 6 were refused twice or more, one of them for 0.1 s: they would have left the server of their chats."""
 
 
 class UpstreamPool:
@@ -120,19 +122,24 @@ class UpstreamPool:
             self.waiting[call] = None
             self._grow()
 
-    def take_back(self, call: OfferedCall) -> bool:
-        """A call that the server refused: if that was for its stream limit, the call waits again, before all others.
+    def take_back(self, call: OfferedCall, connection: UpstreamConnection) -> bool:
+        """A call that was refused on `connection`: if that was for the stream limit, the call waits again, before all
+        others. Else it is for the retry table to say what becomes of it.
 
-        A server may count a stream a moment longer than the protocol does (C-core's overload protection), so that one
-        opened in the place of another that has just ended is refused. That is no reason to leave the server.
+        A server may count a stream a moment longer than the protocol does (C-core: until its program has let go of it),
+        so that one opened in the place of another that has just ended is refused. That is no reason to leave it. Where
+        none has ended, the refusal means something else: on a new connection to a server that refuses and hangs up.
         """
         # A pool that drains gets no free stream any more: the call would wait for ever.
-        if self._closed or self.reactor.now() >= self._saturated_until or not call.take_back(MAX_REFUSALS):
+        if self._closed or self.reactor.now() >= self._saturated_until or not connection.has_ended_streams:
+            return False
+        refusals = call.take_back(MAX_REFUSALS)
+        if not refusals:
             return False
         self.waiting[call] = None
         self.waiting.move_to_end(call, last=False)
         if self._holding is None:
-            self._holding = self.reactor.call_later(REFUSED_PAUSE, self._resume)
+            self._holding = self.reactor.call_later(REFUSED_PAUSE * 2 ** (refusals - 1), self._resume)
         return True
 
     def _resume(self) -> None:

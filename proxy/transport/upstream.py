@@ -52,6 +52,7 @@ class UpstreamConnection(Upstream):
         "_next_ping",
         "_patience",
         "_pinged",
+        "_refused",
         "_why",
         "aged",
         "max_streams",
@@ -78,6 +79,8 @@ class UpstreamConnection(Upstream):
         """What is to happen to this connection later; called off when it ends."""
         self.releasing: dict[int, Downstream] = {}
         """Streams reset by their clients, until the server has been told."""
+        self._refused = 0
+        """Streams that the server did not take."""
         self._pinged = False
         self._next_ping: Handle | None = None
         self._patience: Handle | None = None
@@ -161,6 +164,12 @@ class UpstreamConnection(Upstream):
                     call.attempt_failed(Outcome.LOST, lost, blame=blame)
                     blame = False  # one lost connection is one failure, however many calls were on it
 
+    @property
+    def has_ended_streams(self) -> bool:
+        """Whether there were streams here that the server took and that are over."""
+        # A client's streams are 1, 3, 5 and so on (RFC 9113, 5.1.1).
+        return (self.last_sid + 1) // 2 > len(self.calls) + self._refused
+
     # Events of the engine.
 
     def on_settings(self, event: SettingsReceived) -> None:
@@ -218,7 +227,8 @@ class UpstreamConnection(Upstream):
         elif code == ErrorCode.REFUSED_STREAM and self.draining:
             call.attempt_failed(Outcome.UNPROCESSED, "the server is going away")
         elif code == ErrorCode.REFUSED_STREAM:
-            if not self.pool.take_back(call):
+            self._refused += 1
+            if not self.pool.take_back(call, self):
                 call.attempt_failed(Outcome.REFUSED, "refused the call (REFUSED_STREAM)")
         elif code in (ErrorCode.INADEQUATE_SECURITY, ErrorCode.HTTP_1_1_REQUIRED):
             why = f"refused the connection's set-up ({code_name(code)})"

@@ -6,6 +6,7 @@ import ngh2
 import pytest
 from hyperframe.frame import DataFrame
 
+from proxy.transport.pool import MAX_REFUSALS
 from tests.support.messages import message
 from tests.support.peers import Exchange, Peer, Server
 from tests.support.world import World, address_of, endpoints
@@ -123,10 +124,36 @@ def test_a_server_that_refuses_for_ever_at_its_limit_is_left_in_the_end() -> Non
     client.request(message("chat-001"))
     waiting = client.request(message("chat-001"))
     world.run()
-    world.at(owner).on_request = refuse
-    world.at(owner).respond(1)
+    server = world.at(owner)
+    server.on_request = refuse
+    server.respond(1)
     world.advance(1.0)
     assert client.exchanges[waiting].status == 0
+    assert len(server.exchanges) == 1 + 1 + MAX_REFUSALS
+    world.assert_clean()
+
+
+def test_a_server_that_refuses_at_its_limit_and_hangs_up_each_time_gets_the_call_once_more_and_no_oftener() -> None:
+    """No stream has ended on its new connections that it might count still: the refusal is not about its limit."""
+    world = World(upstream={"max_connections": 1})
+    owner, *others = world.order("chat-001")
+    world.echoing(*others).server(owner, {ngh2.Setting.MAX_CONCURRENT_STREAMS: 1})
+    client = world.start().client()
+    client.request(message("chat-001"))
+    waiting = client.request(message("chat-001"))
+    world.run()
+    server = world.at(owner)
+
+    def refuse_and_hang_up(peer: Peer, sid: int, exchange: Exchange) -> None:
+        refuse(peer, sid, exchange)
+        peer.transport.write(peer.engine.data_to_send())
+        peer.transport.close()
+
+    server.on_request = refuse_and_hang_up
+    server.respond(1)
+    world.advance(1.0)
+    assert client.exchanges[waiting].status == 0
+    assert [len(each.exchanges) for each in server.connections] == [2, 1, 0]
     world.assert_clean()
 
 
