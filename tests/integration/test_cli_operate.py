@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import grpc.aio
 import pytest
@@ -20,6 +20,7 @@ from tests.support.grpc_server import EchoServer, channel, echo_servers, server_
 from tests.support.messages import keyed
 from tests.support.polling import eventually
 from tests.support.proxy_process import ProxyProcess, addresses, proxy_process, toml
+from tests.support.tools import Ended
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -30,14 +31,6 @@ ROOT = Path(__file__).parents[2]
 IDS = ("Server-A", "Server-B", "Server-C")
 TOKEN = "correct-horse-battery-staple"
 METHOD = "/chat.ChatService/PostMessage"
-
-
-class Ended(NamedTuple):
-    """A command that has ended."""
-
-    status: int
-    out: str
-    err: str
 
 
 class Command:

@@ -66,11 +66,6 @@ def client_tls(ca: Authority, **settings: Any) -> ClientTls:
     return ClientTls(UpstreamTlsSettings.model_validate({"ca": ca.file, **settings}))
 
 
-@pytest.fixture
-def ca(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_server_is_checked_over_tls_with_certificates_on_both_sides(ca: Authority, kind: str) -> None:
     certificate, own = ca.issue("127.0.0.1"), ca.issue("proxy.test", file="proxy")

@@ -1,13 +1,17 @@
-"""Programs that are not Python's, for the tests that need a real one."""
+"""Programs to their end, and those that are not Python's, for the tests that need a real one."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+
+from tests.support.proxy_process import environment
 
 
 def need(program: str, package: str) -> str:
@@ -20,3 +24,21 @@ def need(program: str, package: str) -> str:
             pytest.fail(reason)
         pytest.skip(reason)
     return path
+
+
+class Ended(NamedTuple):
+    """A command that has ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+async def run(*words: str) -> Ended:
+    """Run a command, in an environment without settings of ours, to its end."""
+    process = await asyncio.create_subprocess_exec(
+        *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment()
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return Ended(process.returncode, out.decode(), err.decode())
