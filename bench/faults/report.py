@@ -189,7 +189,8 @@ def _sentence(text: str) -> str:
 
 def _away(runs: Sequence[Run]) -> str:
     times = [time for run in runs for time in run.away]
-    return f"Away for {min(times):.1f} to {max(times):.1f} s each time."
+    shortest, longest = f"{min(times):.1f}", f"{max(times):.1f}"
+    return f"Away for {longest} s." if shortest == longest else f"Away for {shortest} to {longest} s each time."
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

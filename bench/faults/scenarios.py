@@ -91,8 +91,8 @@ SCENARIOS: dict[str, Scenario] = {
             "every server in turn: SIGTERM, NOT_SERVING, 3 s later GOAWAY, exit, started again",
             _rolling,
         ),
-        Scenario("kill", "SIGKILL", "one server of three dies, and is started again after --seconds", _kill),
-        Scenario("hang", "SIGSTOP", "one server of three hangs with its connections open, for --seconds", _hang),
+        Scenario("kill", "SIGKILL", "one server of three dies, and is started again a while later", _kill),
+        Scenario("hang", "SIGSTOP", "one server of three hangs for a while, with its connections open", _hang),
     )
 }
 """By name, in the order in which they are run."""

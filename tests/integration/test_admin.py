@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import subprocess
 import sys
 from collections import Counter
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc.aio
@@ -23,8 +25,8 @@ from tests.support.proxy_process import ProxyProcess, addresses, environment, pr
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
+CALLS = Path(__file__).parents[2] / "docs/calls.md"
 IDS = ("Server-A", "Server-B", "Server-C")
 CHATS = tuple(f"chat-{number:03d}" for number in range(30))
 METHOD = "/chat.ChatService/PostMessage"
@@ -218,6 +220,21 @@ async def test_a_stock_client_that_asks_is_told_where_its_call_went(proxy: Proxy
         told = dict(await call.trailing_metadata())
         assert told["x-districhat-endpoint"] == await server_of(call) == told["x-districhat-owner"]
         assert told["x-districhat-attempts"] == "1"
+
+
+async def test_a_client_that_asks_is_told_all_that_the_documentation_lists(
+    proxy: ProxyProcess, servers: tuple[EchoServer, ...]
+) -> None:
+    await servers[0].stop()
+    async with channel(proxy.address) as client:
+        key = keyed(proxy.key_of("Server-A"))
+        call = client.unary_unary(METHOD)(key, metadata=(("x-districhat-explain", "1"),))
+        await call
+        told = dict(await call.trailing_metadata())
+    documented = re.findall(r"^\| `(x-districhat-[a-z]+)` \|", CALLS.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(name for name in told if name.startswith("x-districhat-")) == sorted(documented)
+    assert told["x-districhat-owner"] == "Server-A" != told["x-districhat-endpoint"]
+    assert told["x-districhat-reasons"].startswith("Server-A: ")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
