@@ -160,7 +160,7 @@ class Proxy:
     async def stop(self, *, replaced: bool = False) -> int:
         """Finish the running calls within the grace and close everything. Returns how many calls were cut off.
 
-        `replaced`: by a successor, who shall have the admin server's port now, and has the listener's.
+        `replaced`: by a successor, who shall have the admin server's port now, and has the listener's or is about to.
         """
         if replaced:
             await self.admin.stop()
@@ -222,7 +222,7 @@ async def _run(settings: Settings, config_file: Path | None, *, take_over: bool)
     await handover.close()
     reloading.cancel()
     await asyncio.gather(reloading, return_exceptions=True)
-    await proxy.stop(replaced=replaced)
+    await proxy.stop(replaced=replaced or handover.under_way)
     return 0
 
 

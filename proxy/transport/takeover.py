@@ -12,6 +12,8 @@ reset those that wait in its own queue.
                                  <- "bye": it has left the meeting point, and drains
                                  <- or "late": it waits no longer, and goes on as before
 
+A running proxy that is told to end while its successor gets ready leaves it the port, and the file of a unix socket.
+
 If the successor dies before it is ready, nothing has happened; nor if it dies before "bye" reaches it: the running
 proxy then comes back to the meeting point. That it has died is seen by the end of the connection, which it keeps as
 long as it lives. Two proxies that both believe to have the port would share it for good, and no successor could replace
@@ -77,6 +79,8 @@ class Handover:
         self._on_taken = on_taken
         self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
+        self.under_way = False
+        """A successor has the sockets, and may be about to take the port. As it was when this was closed."""
 
     def open(self) -> None:
         """Wait for successors from now on. Where that is not possible, says so in the log: the proxy works without."""
@@ -126,6 +130,7 @@ class Handover:
                     log.info("a successor has taken over the port")
                     self._on_taken()
                     return
+                self.under_way = False
             if self._socket is None:  # left for a successor that is no more
                 point = self._come_to_the_meeting_point()
 
@@ -136,6 +141,7 @@ class Handover:
             if not may_be_trusted(peer):
                 return False
             socket.send_fds(peer, [b"sockets"], self._sockets)
+            self.under_way = True
             async with asyncio.timeout(READY_TIMEOUT):
                 word = await loop.sock_recv(peer, 16)
             if word != READY:

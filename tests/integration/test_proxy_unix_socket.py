@@ -7,14 +7,14 @@ import signal
 import socket
 import stat
 import sys
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import grpc.aio
 import pytest
 
 from tests.support.grpc_server import CLIENT_OPTIONS, EchoServer, channel, echo_servers, server_of
-from tests.support.polling import eventually
+from tests.support.polling import PATIENCE, eventually
 from tests.support.proxy_process import Table, addresses, environment, proxy_process, toml
 from tests.support.tls import Authority
 
@@ -157,6 +157,43 @@ async def test_a_successor_takes_the_socket_and_removes_it_in_the_end(tmp_path: 
                 async with channel(second.address) as fresh:
                     assert await call(fresh) == "A"
             assert not exists(path)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_proxy_that_is_told_to_end_while_its_successor_gets_ready_leaves_it_the_file(
+    tmp_path: Path, path: Path, workers: int
+) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    async with AsyncExitStack() as stack:
+        servers = await stack.enter_async_context(echo_servers("A"))
+        # A server that takes as long for its first health check as the test wants.
+        slow = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        slow.setblocking(False)
+        first = await stack.enter_async_context(proxy_process(tmp_path / "first", listening_at(path, *servers)))
+        inode = inode_of(path)
+        config = toml(
+            {"A": servers[0].address, "slow": f"127.0.0.1:{slow.getsockname()[1]}"},
+            listener={"address": f"unix:{path}", "workers": workers},
+            health={"timeout": PATIENCE, "startup_timeout": PATIENCE},
+        )
+        starting = asyncio.ensure_future(
+            stack.enter_async_context(proxy_process(tmp_path / "second", config, arguments=("--takeover",)))
+        )
+        try:
+            checked, _ = await asyncio.get_running_loop().sock_accept(slow)
+            with checked:
+                first.signal(signal.SIGTERM)
+                assert await first.ended() == 0
+        finally:
+            slow.close()
+            second = await starting
+        assert inode_of(path) == inode
+        async with channel(second.address) as client:
+            assert await call(client) == "A"
+        second.signal(signal.SIGTERM)
+        assert await second.ended() == 0
+        assert not exists(path)
 
 
 async def test_the_socket_is_gone_from_the_first_moment_of_a_drain(tmp_path: Path, path: Path) -> None:

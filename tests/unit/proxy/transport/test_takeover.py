@@ -122,9 +122,20 @@ async def test_a_successor_that_is_ready_too_late_is_told_and_gives_up(
 async def test_a_proxy_that_dies_while_its_successor_gets_ready_leaves_it_the_port() -> None:
     async with proxy() as running:
         begun = await running.successor()
+    assert running.handover.under_way
     await begun.confirm()
     assert begun.confirmed
     begun.close()
+
+
+async def test_a_proxy_whose_successor_has_given_up_leaves_nobody_anything() -> None:
+    async with proxy() as running:
+        assert not running.handover.under_way
+        begun = await running.successor()
+        assert running.handover.under_way
+        begun.close()
+        await eventually(lambda: not running.handover.under_way, "its being noticed")
+    assert not running.handover.under_way
 
 
 async def test_a_successor_stays_one_as_long_as_it_lives_though_it_hears_no_goodbye(
