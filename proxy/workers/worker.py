@@ -1,12 +1,13 @@
 """One worker: a data plane that does as the parent says, and tells it what it sees.
 
 It lives no longer than its parent: when the parent is gone it drains, and ends at once if the parent had told it to
-already, or if it is told to by a signal.
+already, or if it is told to by a signal. If it is stopped (SIGSTOP) when the parent ends, it goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import importlib.metadata
 import logging
 import signal
@@ -66,6 +67,8 @@ log = logging.getLogger(__name__)
 
 SIGN_OF_LIFE: Final = 1.0
 """Seconds after which the load is told in any case, changed or not."""
+_PR_SET_PDEATHSIG: Final = 1
+"""Of prctl(2), as in Linux's prctl.h."""
 
 
 class Worker:
@@ -271,8 +274,19 @@ def _listen_to_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+def _wake_when_the_parent_ends() -> None:
+    """Stopped, we would not see that the parent is gone, and keep our clients, and those that the kernel gives to our
+    socket on a port that a new parent has. SIGCONT means nothing to who is not stopped.
+
+    It is the end of the thread that started us which counts, the parent's main one. Has that ended before, we see it as
+    ever; nor does it matter if it is forbidden here (seccomp).
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGCONT))
+
+
 def main(arguments: Sequence[str]) -> int:
     """`NAME CONTROL_FD LISTENING_FD...`, with the signals ignored that are the parent's (see `__main__`)."""
+    _wake_when_the_parent_ends()
     name, control, *listening = arguments
     # Until the settings are here.
     logging.basicConfig(format=f"%(asctime)s %(levelname)s {name}: %(name)s: %(message)s", level=logging.INFO)

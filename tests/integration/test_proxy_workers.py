@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from itertools import count
@@ -19,7 +20,7 @@ from tests.support.grpc_server import GATED, EchoServer, Gate, channel, echo_ser
 from tests.support.load import Load
 from tests.support.polling import eventually
 from tests.support.ports import free_port
-from tests.support.processes import alive, command
+from tests.support.processes import alive, command, stopped
 from tests.support.proxy_process import PATIENCE, addresses, proxy_process, toml
 from tests.support.workers import client_of_each, workers_of
 
@@ -174,6 +175,23 @@ async def test_the_workers_end_with_their_parent(tmp_path: Path) -> None:
         await call.done_writing()
         assert await call.read() is grpc.aio.EOF
         await eventually(lambda: not any(map(alive, workers)), "the end of the workers")
+        proxy.exit_status = -signal.SIGKILL
+
+
+async def test_a_worker_that_is_stopped_when_its_parent_is_killed_goes_on_and_ends(tmp_path: Path) -> None:
+    async with echo_servers("Server-A") as (server,), proxy_process(tmp_path, config(server)) as proxy:
+        workers = workers_of(proxy)
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        try:
+            await eventually(lambda: all(map(stopped, workers)), "their standing still")
+            proxy.signal(signal.SIGKILL)
+            assert await proxy.ended() == -signal.SIGKILL
+            await eventually(lambda: not any(map(alive, workers)), "the end of the workers")
+        finally:
+            for worker in workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
         proxy.exit_status = -signal.SIGKILL
 
 

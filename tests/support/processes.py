@@ -14,6 +14,11 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
+def stopped(pid: int) -> bool:
+    """Whether it stands still, because of SIGSTOP."""
+    return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "T"
+
+
 def children(pid: int) -> set[int]:
     """The process ids of its children, zombies included; empty where the kernel does not tell."""
     found: set[int] = set()
