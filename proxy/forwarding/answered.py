@@ -147,6 +147,9 @@ class AnsweredCall(BufferedCall):
     def _turn_away(self, limit: str, status: Status, message: str) -> None:
         """End the call because of a limit on what is to do, and tell the client when to come back."""
         self._exceeded(limit, message)
+        if self.response_started:  # by us: it watches our health, and goes on speaking
+            self.refuse(status, message)
+            return
         pushback = b"%d" % round(self.forwarder.limits.pushback * 1000)
         self._reply([*trailers_only(status, message), (PUSHBACK, pushback)])
 

@@ -10,6 +10,7 @@ from tests.support.messages import framed
 from tests.support.world import World
 
 CHECK, WATCH = b"/grpc.health.v1.Health/Check", b"/grpc.health.v1.Health/Watch"
+RESOURCE_EXHAUSTED = 8
 SERVING, NOT_SERVING = framed(b"\x08\x01"), framed(b"\x08\x02")
 
 
@@ -82,6 +83,20 @@ def test_a_watcher_that_does_not_read_is_cut_off() -> None:
     assert not world.proxy.own_health._watchers
     downstream = next(iter(world.proxy.listener.connections))
     assert downstream.engine.queued_body_size() < 2048
+
+
+def test_a_watcher_that_says_more_and_more_is_turned_away(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(limits={"max_buffered_per_connection": 65_536}).echoing().start()
+    client = world.client()
+    sid = client.request(framed(b""), path=WATCH, end=False)
+    world.run()
+    client.engine.send_data(sid, bytes(65_536))
+    world.run()
+    assert client.exchanges[sid].body == SERVING
+    assert client.exchanges[sid].status == RESOURCE_EXHAUSTED
+    assert world.exceeded("request_bytes") == 1
+    assert "bug" not in caplog.text
+    world.assert_clean()
 
 
 def test_other_services_are_the_servers_business() -> None:
