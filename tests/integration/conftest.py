@@ -1,4 +1,4 @@
-"""Certificates for tests that need no others."""
+"""What many of these tests start from: three servers, certificates."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.grpc_server import echo_servers
 from tests.support.tls import Authority
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from tests.support.grpc_server import EchoServer
     from tests.support.tls import Certificate
+
+
+@pytest.fixture
+async def servers() -> AsyncIterator[tuple[EchoServer, ...]]:
+    """They echo, each of any service."""
+    async with echo_servers("Server-A", "Server-B", "Server-C") as three:
+        yield three
 
 
 @pytest.fixture

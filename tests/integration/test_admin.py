@@ -18,7 +18,7 @@ import grpc.aio
 import pytest
 
 from tests.support.admin import admin_of, get, samples
-from tests.support.grpc_server import EchoServer, channel, echo_servers, server_of
+from tests.support.grpc_server import EchoServer, channel, server_of
 from tests.support.messages import keyed
 from tests.support.polling import eventually
 from tests.support.proxy_process import ProxyProcess, addresses, environment, proxy_process, toml
@@ -31,12 +31,6 @@ IDS = ("Server-A", "Server-B", "Server-C")
 CHATS = tuple(f"chat-{number:03d}" for number in range(30))
 METHOD = "/chat.ChatService/PostMessage"
 TOKEN = "correct-horse-battery-staple"
-
-
-@pytest.fixture
-async def servers() -> AsyncIterator[tuple[EchoServer, ...]]:
-    async with echo_servers(*IDS) as three:
-        yield three
 
 
 @pytest.fixture

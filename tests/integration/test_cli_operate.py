@@ -16,7 +16,7 @@ import grpc.aio
 import pytest
 
 from proxy.cli import main
-from tests.support.grpc_server import EchoServer, channel, echo_servers, server_of
+from tests.support.grpc_server import EchoServer, channel, server_of
 from tests.support.messages import keyed
 from tests.support.polling import eventually
 from tests.support.proxy_process import ProxyProcess, addresses, proxy_process, toml
@@ -52,12 +52,6 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "here")
     for name in ("ADDRESS", "TOKEN"):
         monkeypatch.delenv(f"DISTRICHAT_ADMIN__{name}", raising=False)
-
-
-@pytest.fixture
-async def servers() -> AsyncIterator[tuple[EchoServer, ...]]:
-    async with echo_servers(*IDS) as three:
-        yield three
 
 
 @pytest.fixture

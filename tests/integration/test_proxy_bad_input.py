@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.frames import PREFACE
 from tests.support.grpc_server import EchoServer, channel, echo_servers
 from tests.support.messages import field, framed, keyed
 from tests.support.polling import eventually
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 ANY = "/any.Service/Unary"
 KEYED = "/keyed.Service/PutUnary"
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 GOAWAY = 7
 

@@ -117,39 +117,43 @@ async def answers(call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]) -> bool:
         return False
 
 
-async def test_the_last_descriptors_are_for_servers_and_clients_are_sent_away_at_once(door: Door) -> None:
-    async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(door.channel())
+Call = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+
+
+@pytest.fixture
+async def call(door: Door) -> AsyncIterator[Call]:
+    """Makes calls on a connection that stands already."""
+    async with door.channel() as client:
         call = client.unary_unary(UNARY)
         assert await call(b"before") == b"before"
-        async with AsyncExitStack() as crowd:
-            door.limit(crowd, FEW)
-            clients = [await door.connect(crowd) for _ in range(FEW)]
-            gone = [asyncio.ensure_future(is_left(each)) for each in clients]
-            crowd.push_async_callback(ended, gone)
-            await eventually(lambda: sum(each.done() for each in gone) >= MANY)
-            assert await call(b"meanwhile") == b"meanwhile"
-            # There is a descriptor for a server that has to be connected to anew, and for a question to the proxy.
-            await door.server.stop()
-            await door.server.start()
-            await eventually_answers(lambda: answers(call))
-            assert await door.counted() >= MANY
-            assert door.lines() < MANY
-        newcomer = await stack.enter_async_context(door.channel())
+        yield call
+
+
+async def test_the_last_descriptors_are_for_servers_and_clients_are_sent_away_at_once(door: Door, call: Call) -> None:
+    async with AsyncExitStack() as crowd:
+        door.limit(crowd, FEW)
+        clients = [await door.connect(crowd) for _ in range(FEW)]
+        gone = [asyncio.ensure_future(is_left(each)) for each in clients]
+        crowd.push_async_callback(ended, gone)
+        await eventually(lambda: sum(each.done() for each in gone) >= MANY)
+        assert await call(b"meanwhile") == b"meanwhile"
+        # There is a descriptor for a server that has to be connected to anew, and for a question to the proxy.
+        await door.server.stop()
+        await door.server.start()
+        await eventually_answers(lambda: answers(call))
+        assert await door.counted() >= MANY
+        assert door.lines() < MANY
+    async with door.channel() as newcomer:
         assert await newcomer.unary_unary(UNARY)(b"after", wait_for_ready=True) == b"after"
 
 
-async def test_with_none_left_clients_wait_and_the_proxy_rests_between_two_tries(door: Door) -> None:
-    async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(door.channel())
-        call = client.unary_unary(UNARY)
-        assert await call(b"before") == b"before"
+async def test_with_none_left_clients_wait_and_the_proxy_rests_between_two_tries(door: Door, call: Call) -> None:
+    async with door.channel() as newcomer:
         async with AsyncExitStack() as crowd:
             door.limit(crowd, max(descriptors(door.proxy.pid)) + 1)
             # Those who come first take what numbers are free in between.
             for _ in range(MANY):
                 await door.connect(crowd)
-            newcomer = await stack.enter_async_context(door.channel())
             answer = newcomer.unary_unary(UNARY)(b"after", wait_for_ready=True)
             waiting = "limit file_descriptors: clients have to wait: too many open files"
             await eventually(lambda: waiting in door.proxy.log())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import grpc
@@ -13,7 +14,7 @@ from tests.support.grpc_server import EchoServer, channel, echo_servers, message
 from tests.support.messages import framed
 from tests.support.polling import eventually, settled
 from tests.support.proxy_process import ProxyProcess, addresses, proxy_process, toml
-from tests.support.raw_http2 import RESPONSE, RawConnection, raw_client, raw_server
+from tests.support.raw_http2 import RESPONSE, RawConnection, RawServer, raw_client, raw_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -255,9 +256,9 @@ async def test_requests_cancelled_with_data_under_way_do_not_use_up_the_connecti
         await eventually(lambda: counted.server.active == 0, "the end at the server")
 
 
-async def test_responses_cancelled_with_data_under_way_do_not_use_up_the_upstream_window(tmp_path: Path) -> None:
-    window = 100
-    rounds, at_once = 100, 100  # their bytes are more than the upstream connection's window, 8,192 times a stream's
+@asynccontextmanager
+async def filling(window: int, directory: Path) -> AsyncIterator[tuple[RawServer, ProxyProcess]]:
+    """A server that answers each call with as much as the window of its stream takes, and never ends; and a proxy."""
 
     def answer(connection: RawConnection, event: h2.events.Event) -> None:
         if type(event).__name__ == "StreamEnded":
@@ -267,8 +268,16 @@ async def test_responses_cancelled_with_data_under_way_do_not_use_up_the_upstrea
 
     async with (
         raw_server("Server-A", answer, settings={MAX_CONCURRENT_STREAMS: 10_000}) as server,
-        proxy_process(tmp_path, toml({"Server-A": server.address}, upstream={"stream_window": window})) as proxy,
+        proxy_process(directory, toml({"Server-A": server.address}, upstream={"stream_window": window})) as proxy,
     ):
+        yield server, proxy
+
+
+async def test_responses_cancelled_with_data_under_way_do_not_use_up_the_upstream_window(tmp_path: Path) -> None:
+    window = 100
+    rounds, at_once = 100, 100  # their bytes are more than the upstream connection's window, 8,192 times a stream's
+
+    async with filling(window, tmp_path) as (server, proxy):
         for _ in range(rounds // 10):
             # Zero windows: what comes for these clients stays in the proxy. New ones, as resets are rationed.
             async with raw_client(proxy.port, settings={INITIAL_WINDOW_SIZE: 0}) as client:
@@ -286,16 +295,7 @@ async def test_responses_cancelled_with_data_under_way_do_not_use_up_the_upstrea
 async def test_responses_for_clients_that_vanish_do_not_use_up_the_upstream_window(tmp_path: Path) -> None:
     window = 1000
 
-    def answer(connection: RawConnection, event: h2.events.Event) -> None:
-        if type(event).__name__ == "StreamEnded":
-            stream: int = getattr(event, "stream_id", 0)
-            connection.h2.send_headers(stream, RESPONSE)
-            connection.h2.send_data(stream, bytes(window))
-
-    async with (
-        raw_server("Server-A", answer, settings={MAX_CONCURRENT_STREAMS: 10_000}) as server,
-        proxy_process(tmp_path, toml({"Server-A": server.address}, upstream={"stream_window": window})) as proxy,
-    ):
+    async with filling(window, tmp_path) as (server, proxy):
         for _ in range(10):
             async with raw_client(proxy.port, settings={INITIAL_WINDOW_SIZE: 0}) as client:
                 streams = [client.request(UNARY, end=True) for _ in range(900)]

@@ -8,8 +8,8 @@ import grpc.aio
 import pytest
 
 from tests.support.admin import admin_of, get
+from tests.support.echo_load import EchoLoad
 from tests.support.grpc_server import channel, echo_servers
-from tests.support.load import Load
 from tests.support.polling import eventually
 from tests.support.ports import closed_port
 from tests.support.proxy_process import addresses, proxy_process, toml
@@ -24,21 +24,18 @@ async def test_servers_come_and_go_by_the_file_under_load_and_no_call_fails(tmp_
     async with (
         echo_servers("Server-A", "Server-B", "Server-C") as (a, b, c),
         proxy_process(tmp_path, toml(addresses(a, b))) as proxy,
+        EchoLoad(proxy.address) as load,
     ):
-        load = Load(proxy)
-        try:
-            assert set(await load.more()) == {"Server-A", "Server-B"}
-            log = await proxy.reload(toml(addresses(a, b, c)))
-            assert f"endpoints[Server-C].address: {c.address} (new)" in log
-            assert set(await load.more()) == {"Server-A", "Server-B", "Server-C"}
-            await proxy.reload(toml(addresses(a, c)))
-            assert set(await load.more()) == {"Server-A", "Server-C"}
-            await eventually(lambda: "has finished its calls and is gone" in proxy.log(), "the end of Server-B")
-            await proxy.reload(toml(addresses(a, b, c), weights={"Server-B": 8.0}))
-            answers = await load.more()
-            assert answers.count("Server-B") > len(answers) / 2
-        finally:
-            await load.stop()
+        assert set(await load.more()) == {"Server-A", "Server-B"}
+        log = await proxy.reload(toml(addresses(a, b, c)))
+        assert f"endpoints[Server-C].address: {c.address} (new)" in log
+        assert set(await load.more()) == {"Server-A", "Server-B", "Server-C"}
+        await proxy.reload(toml(addresses(a, c)))
+        assert set(await load.more()) == {"Server-A", "Server-C"}
+        await eventually(lambda: "has finished its calls and is gone" in proxy.log(), "the end of Server-B")
+        await proxy.reload(toml(addresses(a, b, c), weights={"Server-B": 8.0}))
+        answers = await load.more()
+        assert answers.count("Server-B") > len(answers) / 2
 
 
 async def test_a_bad_file_changes_nothing_and_says_every_mistake(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from districhat import chat_pb2, chat_pb2_grpc
 
 from tests.support.backend_server import serving
-from tests.support.grpc_server import EchoServer, channel, echo_servers, server_of
+from tests.support.grpc_server import EchoServer, channel, server_of
 from tests.support.messages import field, framed, keyed
 from tests.support.polling import eventually
 from tests.support.proxy_process import ProxyProcess, addresses, proxy_process, toml
@@ -39,12 +39,6 @@ ROUTES = (
     'method = "/named.Service/*"\nendpoint = { field = "2" }',
     'method = "/named.Metadata/*"\nendpoint = { metadata = "x-server-id" }',
 )
-
-
-@pytest.fixture
-async def servers() -> AsyncIterator[tuple[EchoServer, ...]]:
-    async with echo_servers(*IDS) as three:
-        yield three
 
 
 @pytest.fixture

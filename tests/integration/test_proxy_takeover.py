@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import socket
@@ -14,6 +13,7 @@ import pytest
 from proxy.cluster.address import Address
 from proxy.transport import takeover
 from proxy.transport.takeover import READY, Handover, Takeover, meeting_point
+from tests.support.echo_load import EchoLoad
 from tests.support.grpc_server import channel, echo_servers
 from tests.support.polling import eventually
 from tests.support.ports import free_port
@@ -22,52 +22,34 @@ from tests.support.proxy_process import addresses, proxy_process, toml
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.support.proxy_process import ProxyProcess
+
 pytestmark = pytest.mark.skipif(not takeover.SUPPORTED, reason="needs Linux: abstract unix sockets")
 
 UNARY = "/any.Service/Unary"
 
 
 async def test_a_successor_takes_the_port_under_load_and_no_call_fails(tmp_path: Path) -> None:
-    port = free_port()
-    done: list[bytes] = []
-    going = True
-
-    async def load(worker: int) -> None:
-        """Calls one after another, each hundredth on a connection of its own."""
-        while going:
-            # As stock clients have it: a call that a GOAWAY meets before it is written never left the client's library.
-            async with channel(f"127.0.0.1:{port}", ("grpc.enable_retries", 1)) as client:
-                for turn in range(100):
-                    body = b"%d %d" % (worker, turn)
-                    done.append(await client.unary_unary(UNARY)(body, metadata=(("x-chat-id", f"chat-{turn}"),)))
-
+    address = f"127.0.0.1:{free_port()}"
+    for name in ("first", "second", "third"):
+        (tmp_path / name).mkdir()
     async with echo_servers("Server-A", "Server-B") as servers:
-        config = toml(addresses(*servers), listener={"address": f"127.0.0.1:{port}"})
-        names = ("first", "second", "third")
-        for name in names:
-            (tmp_path / name).mkdir()
-        async with proxy_process(tmp_path / "first", config) as first:
+        config = toml(addresses(*servers), listener={"address": address})
+        async with (
+            proxy_process(tmp_path / "first", config) as first,
+            EchoLoad(address, clients=6, per_connection=100) as load,
+        ):
             first.signalled = True  # its successor ends it
-            workers = [asyncio.ensure_future(load(worker)) for worker in range(6)]
-            try:
-                await eventually(lambda: len(done) > 200, "calls through the first")
-                async with proxy_process(tmp_path / "second", config, arguments=("--takeover",)) as second:
-                    second.signalled = True
-                    before = len(done)
-                    assert await first.ended() == 0
-                    await eventually(lambda: len(done) > before + 200, "calls through the second")
-                    async with proxy_process(tmp_path / "third", config, arguments=("--takeover",)) as third:
-                        before = len(done)
-                        assert await second.ended() == 0
-                        await eventually(lambda: len(done) > before + 200, "calls through the third")
-                        going = False
-                        await asyncio.gather(*workers)
-                        assert "took over" in third.log()
-            finally:
-                going = False
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
+            await load.more()
+            async with proxy_process(tmp_path / "second", config, arguments=("--takeover",)) as second:
+                second.signalled = True
+                assert await first.ended() == 0
+                await load.more()
+                async with proxy_process(tmp_path / "third", config, arguments=("--takeover",)) as third:
+                    assert await second.ended() == 0
+                    await load.more()
+                    await load.stop()
+                    assert "took over" in third.log()
 
 
 async def test_without_a_predecessor_a_successor_starts_by_itself(tmp_path: Path) -> None:
@@ -80,17 +62,22 @@ async def test_without_a_predecessor_a_successor_starts_by_itself(tmp_path: Path
             assert await client.unary_unary(UNARY)(b"body") == b"body"
 
 
+async def is_as_before(proxy: ProxyProcess) -> None:
+    """It serves, and the next successor can come."""
+    async with channel(proxy.address) as client:
+        assert await client.unary_unary(UNARY)(b"body") == b"body"
+    begun = await Takeover.begin(Address.parse(proxy.address))
+    assert begun is not None
+    begun.close()
+
+
 async def test_a_successor_that_dies_before_it_is_ready_changes_nothing(tmp_path: Path) -> None:
     async with echo_servers("Server-A") as servers, proxy_process(tmp_path, toml(addresses(*servers))) as proxy:
         begun = await Takeover.begin(Address.parse(proxy.address))
         assert begun is not None
         begun.close()
         await eventually(lambda: "without taking over" in proxy.log(), "its being noticed")
-        async with channel(proxy.address) as client:
-            assert await client.unary_unary(UNARY)(b"body") == b"body"
-        begun = await Takeover.begin(Address.parse(proxy.address))
-        assert begun is not None, "it waits for the next one"
-        begun.close()
+        await is_as_before(proxy)
 
 
 async def test_a_successor_that_dies_before_it_hears_goodbye_changes_nothing(tmp_path: Path) -> None:
@@ -102,11 +89,7 @@ async def test_a_successor_that_dies_before_it_hears_goodbye_changes_nothing(tmp
         begun.close()
         os.kill(proxy.pid, signal.SIGCONT)
         await eventually(lambda: "a successor did not take over: " in proxy.log(), "its being noticed")
-        async with channel(proxy.address) as client:
-            assert await client.unary_unary(UNARY)(b"body") == b"body"
-        begun = await Takeover.begin(Address.parse(proxy.address))
-        assert begun is not None, "it waits for the next one"
-        begun.close()
+        await is_as_before(proxy)
 
 
 async def test_a_second_proxy_on_the_port_of_another_waits_for_no_successor(caplog: pytest.LogCaptureFixture) -> None:

@@ -16,8 +16,8 @@ import pytest
 
 from proxy.workers import supervisor
 from tests.support.admin import admin_of, get, metric
+from tests.support.echo_load import EchoLoad
 from tests.support.grpc_server import GATED, EchoServer, Gate, channel, echo_servers, server_of
-from tests.support.load import Load
 from tests.support.polling import eventually
 from tests.support.ports import free_port
 from tests.support.processes import alive, command, stopped
@@ -200,13 +200,10 @@ async def test_a_reload_reaches_every_worker(tmp_path: Path) -> None:
         echo_servers("Server-A", "Server-B", "Server-C") as (a, b, c),
         proxy_process(tmp_path, config(a, b)) as proxy,
     ):
-        load = Load(proxy, clients=8)
-        try:
+        async with EchoLoad(proxy.address, clients=8) as load:
             assert set(await load.more()) == {"Server-A", "Server-B"}
             await proxy.reload(config(a, c))
             assert set(await load.more()) == {"Server-A", "Server-C"}
-        finally:
-            await load.stop()
         async with client_of_each(proxy) as clients:
             for client in clients.values():
                 assert {await ask(client, f"chat-{number}") for number in range(20)} == {"Server-A", "Server-C"}
@@ -375,41 +372,23 @@ async def test_the_numbers_of_all_workers_are_added_up_and_those_of_a_dead_one_s
 async def test_a_takeover_reaches_from_any_number_of_workers_to_any_other(
     tmp_path: Path, before: int, after: int
 ) -> None:
-    port = free_port()
-    done = 0
-    going = True
-
-    async def load() -> None:
-        nonlocal done
-        while going:
-            async with channel(f"127.0.0.1:{port}", ("grpc.enable_retries", 1)) as client:
-                for turn in range(50):
-                    await ask(client, f"chat-{turn}")
-                    done += 1
-
+    address = f"127.0.0.1:{free_port()}"
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
     async with echo_servers("Server-A", "Server-B") as servers:
-        for name in ("first", "second"):
-            (tmp_path / name).mkdir()
-        listener = {"address": f"127.0.0.1:{port}"}
-        old = config(*servers, workers=before, listener=listener)
-        new = config(*servers, workers=after, listener=listener)
-        async with proxy_process(tmp_path / "first", old) as first:
+        old = config(*servers, workers=before, listener={"address": address})
+        new = config(*servers, workers=after, listener={"address": address})
+        async with (
+            proxy_process(tmp_path / "first", old) as first,
+            EchoLoad(address, clients=6, per_connection=50, wait_for_ready=True) as load,
+        ):
             first.signalled = True  # its successor ends it
-            clients = [asyncio.ensure_future(load()) for _ in range(6)]
-            try:
-                await eventually(lambda: done > 200, "calls through the first")
-                async with proxy_process(tmp_path / "second", new, arguments=("--takeover",)) as second:
-                    assert await first.ended() == 0
-                    reached = done
-                    await eventually(lambda: done > reached + 400, "calls through the second")
-                    assert len(workers_of(second)) == (after if after > 1 else 0)
-                    going = False
-                    await asyncio.gather(*clients)
-            finally:
-                going = False
-                for client in clients:
-                    client.cancel()
-                await asyncio.gather(*clients, return_exceptions=True)
+            await load.more()
+            async with proxy_process(tmp_path / "second", new, arguments=("--takeover",)) as second:
+                assert await first.ended() == 0
+                await load.more(400)
+                assert len(workers_of(second)) == (after if after > 1 else 0)
+                await load.stop()
 
 
 async def test_a_port_that_another_proxy_has_is_refused_though_it_could_be_shared(tmp_path: Path) -> None:

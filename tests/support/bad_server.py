@@ -26,6 +26,7 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
+from tests.support.frames import PREFACE
 from tests.support.messages import framed
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     """What a server does with one call."""
 
 Headers = list[tuple[bytes, bytes]]
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 RESPONSE: Headers = [(b":status", b"200"), (b"content-type", b"application/grpc")]
 OK: Headers = [(b"grpc-status", b"0")]
 HIGHEST = 2**31 - 1

@@ -255,3 +255,22 @@ def echo(server: Peer, sid: int, exchange: Exchange) -> None:
     assert isinstance(server, Server)
     with contextlib.suppress(ngh2.StreamUnavailableError):  # reset in the same bytes that ended it
         server.respond(sid, exchange.body)
+
+
+def refuse(server: Peer, sid: int, _exchange: Exchange) -> None:
+    """Refuse a call: it has not run."""
+    assert isinstance(server, Server)
+    server.begun.add(sid)
+    server.refuse(sid)
+
+
+def reset(server: Peer, sid: int, _exchange: Exchange) -> None:
+    """Reset a call, which may have run."""
+    server.begun.add(sid)
+    server.engine.reset_stream(sid, ngh2.ErrorCode.INTERNAL_ERROR)
+
+
+def hang_up(server: Peer, sid: int, _exchange: Exchange) -> None:
+    """End the connection, with all calls on it."""
+    server.begun.add(sid)
+    server.transport.abort()

@@ -12,6 +12,7 @@ import h2.connection
 import h2.events
 import h2.settings
 
+from tests.support.frames import PREFACE
 from tests.support.polling import PATIENCE
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 Headers = list[tuple[bytes, bytes]]
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 RESPONSE: Headers = [(b":status", b"200"), (b"content-type", b"application/grpc")]
 OK: Headers = [(b"grpc-status", b"0")]

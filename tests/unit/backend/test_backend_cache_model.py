@@ -66,24 +66,38 @@ class FailingStore(MemoryStore):
             raise StoreError(f"failed {when} writing")
 
 
-class WriteThrough(RuleBasedStateMachine):
+class ServerModel(RuleBasedStateMachine):
+    """What the store of one or more servers must have, as a list of texts for each chat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.texts: dict[str, list[str]] = {}
+        """What each chat has."""
+        self.next_id = 0
+
+    def run(self, call: Coroutine[object, object, T]) -> T:
+        return self.loop.run_until_complete(call)
+
+    def new_text(self) -> str:
+        self.next_id += 1
+        return f"{self.next_id}"
+
+    def teardown(self) -> None:
+        self.loop.close()
+
+
+class WriteThrough(ServerModel):
     """Two servers, write-through. Every acknowledgement is checked against the list at once."""
 
     unwritten_limit: int | None = None
 
     def __init__(self) -> None:
         super().__init__()
-        self.loop = asyncio.new_event_loop()
         self.now = 1000.0
         self.store = FailingStore(StoreOptions(dedupe_window=WINDOW, session_ttl=TTL, clock=lambda: self.now))
         self.caches: list[HierarchicalCache] = []
-        self.texts: dict[str, list[str]] = {}
-        """What each chat has."""
         self.used: dict[str, float] = {}
-        self.next_id = 0
-
-    def run(self, call: Coroutine[object, object, T]) -> T:
-        return self.loop.run_until_complete(call)
 
     @initialize(
         capacities=st.tuples(st.integers(0, 2), st.integers(0, 2)),
@@ -112,10 +126,6 @@ class WriteThrough(RuleBasedStateMachine):
         if self.now - self.used.get(chat, self.now) > TTL:
             self.texts.pop(chat, None)
         return self.texts.setdefault(chat, [])
-
-    def new_text(self) -> str:
-        self.next_id += 1
-        return f"{self.next_id}"
 
     @rule(server=SERVERS, chat=CHATS)
     def post(self, server: int, chat: str) -> None:
@@ -215,26 +225,17 @@ class WriteThrough(RuleBasedStateMachine):
             assert not set(cache.levels.l1.residents) & set(cache.levels.l2.residents)
             assert len(cache._locks) == 0
 
-    def teardown(self) -> None:
-        self.loop.close()
 
-
-class WriteBack(RuleBasedStateMachine):
+class WriteBack(ServerModel):
     """One server at a time has a chat, and writes back. What it acknowledged is in the store after a write, once and in
     order, or lost with it when it crashes before.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.loop = asyncio.new_event_loop()
         self.store = FailingStore(StoreOptions(dedupe_window=WINDOW))
-        self.texts: dict[str, list[str]] = {}
         self.written: dict[str, int] = {}
         """How many of a chat's messages must be in the store whatever happens."""
-        self.next_id = 0
-
-    def run(self, call: Coroutine[object, object, T]) -> T:
-        return self.loop.run_until_complete(call)
 
     @initialize(
         capacities=st.tuples(st.integers(0, 2), st.integers(0, 2)),
@@ -262,8 +263,7 @@ class WriteBack(RuleBasedStateMachine):
     @rule(chat=CHATS)
     def post(self, chat: str) -> None:
         texts = self.texts.setdefault(chat, [])
-        self.next_id += 1
-        text = f"{self.next_id}"
+        text = self.new_text()
         session, level, duplicate = self.run(self.cache.add_message(chat, Message(text, message_id=text)))
         assert not duplicate
         assert (level is CacheLevel.MISS) == (not texts)
@@ -336,9 +336,6 @@ class WriteBack(RuleBasedStateMachine):
     def what_is_unwritten_is_bounded(self) -> None:
         if hasattr(self, "cache"):
             assert self.cache.statistics().unwritten <= self.limit
-
-    def teardown(self) -> None:
-        self.loop.close()
 
 
 TestWriteThrough = WriteThrough.TestCase

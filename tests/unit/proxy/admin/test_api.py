@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from http import HTTPStatus
 from itertools import pairwise
@@ -13,6 +12,7 @@ from aiohttp import ClientConnectionResetError, web
 from proxy.admin import schema
 from proxy.balancing.hashing import RING_SIZE
 from proxy.cluster.endpoint import Cause
+from tests.support.loop import counted_passes
 from tests.support.messages import message
 from tests.support.world import World
 
@@ -112,19 +112,10 @@ async def test_a_large_ring_is_made_in_slices_that_leave_the_loop_its_turns(conn
     endpoints = [{"id": f"server-{index}", "address": f"10.0.0.1:{index + 1}"} for index in range(1000)]
     world = World(endpoints=endpoints)
     client = await connect(world)
-    turns = 0
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    counting = asyncio.get_running_loop().create_task(count())
-    ring = await body(await client.get("/api/ring"), schema.Ring)
-    counting.cancel()
+    with counted_passes() as passes:
+        ring = await body(await client.get("/api/ring"), schema.Ring)
     assert len(ring.members) == 1000
-    assert turns > 60, "100,000 vnodes take 60 ms at least; a slice takes half a millisecond"
+    assert passes.count > 60, "100,000 vnodes take 60 ms at least; a slice takes half a millisecond"
 
 
 # Explanations.

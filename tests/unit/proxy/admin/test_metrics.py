@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import marshal
 from http import HTTPStatus
@@ -17,6 +16,7 @@ from proxy.admin import metrics
 from proxy.cluster.endpoint import Cause
 from proxy.forwarding.stats import CALL_BOUNDS, StatsSnapshot
 from proxy.http2 import PassClock
+from tests.support.loop import counted_passes
 from tests.support.messages import framed, message
 from tests.support.peers import echo
 from tests.support.world import World
@@ -249,20 +249,11 @@ async def test_a_thousand_servers_are_rendered_in_slices():
     told = StatsSnapshot()
     for index in range(1000):
         told.observe("districhat_call_seconds", [1.0] * (len(CALL_BOUNDS) + 1), 1.0, f"server-{index}")
-    turns = 0
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    counting = asyncio.get_running_loop().create_task(count())
-    text = await metrics.render(told)
-    counting.cancel()
+    with counted_passes() as passes:
+        text = await metrics.render(told)
     assert text.count(b"# TYPE districhat_call_seconds") == 1
     assert text.count(b"_count{") == 1000
-    assert turns > 20
+    assert passes.count > 20
 
 
 NUMBERS = st.dictionaries(

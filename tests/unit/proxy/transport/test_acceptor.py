@@ -71,6 +71,12 @@ class Door:
         for _ in range(20):
             await asyncio.sleep(0)
 
+    async def rests(self) -> None:
+        """Nothing is tried in the next turns of the event loop."""
+        tries = self.listening.tries
+        await self.passes()
+        assert self.listening.tries == tries
+
     def close(self) -> None:
         self.acceptor.close()
         for client in (*self.clients, *(each for each, _ in self.welcomed)):
@@ -134,9 +140,7 @@ async def test_without_descriptors_or_memory_clients_wait_and_nothing_is_tried_m
     door.knock()
     await eventually(lambda: door.exhausted)
     assert door.exhausted[0].startswith("clients have to wait: ")
-    tries = door.listening.tries
-    await door.passes()
-    assert door.listening.tries == tries
+    await door.rests()
     assert not door.welcomed
     door.acceptor.go_on()
     await eventually(lambda: door.welcomed)
@@ -161,9 +165,7 @@ async def test_an_error_that_nobody_has_thought_of_is_said_and_does_not_make_the
     with caplog.at_level(logging.ERROR):
         await eventually(lambda: caplog.records)
     assert caplog.messages == ["cannot accept clients, and try again in 1 s: invalid argument"]
-    tries = door.listening.tries
-    await door.passes()
-    assert door.listening.tries == tries
+    await door.rests()
     door.acceptor.go_on()
     await eventually(lambda: door.welcomed)
 

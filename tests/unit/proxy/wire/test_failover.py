@@ -12,22 +12,11 @@ import pytest
 
 from proxy.transport.upstream import UpstreamConnection
 from tests.support.messages import framed, message
-from tests.support.peers import PATH, Client, Exchange, Peer, Server
+from tests.support.peers import PATH, Client, Peer, Server, refuse, reset
 from tests.support.world import World, address_of, endpoints
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-
-def refuse(server: Peer, sid: int, _exchange: Exchange) -> None:
-    assert isinstance(server, Server)
-    server.begun.add(sid)
-    server.refuse(sid)
-
-
-def reset(server: Peer, sid: int, _exchange: Exchange) -> None:
-    server.begun.add(sid)
-    server.engine.reset_stream(sid, ngh2.ErrorCode.INTERNAL_ERROR)
 
 
 def under_way(*, path: bytes = PATH, end: bool = True) -> tuple[World, str, Client, int]:

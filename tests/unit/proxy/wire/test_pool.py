@@ -8,16 +8,10 @@ from hyperframe.frame import DataFrame
 
 from proxy.transport.pool import MAX_REFUSALS
 from tests.support.messages import message
-from tests.support.peers import Exchange, Peer, Server
+from tests.support.peers import Client, Exchange, Peer, Server, refuse
 from tests.support.world import World, address_of, endpoints
 
 CHAT = b"/chat.ChatService/Chat"
-
-
-def refuse(server: Peer, sid: int, _exchange: Exchange) -> None:
-    assert isinstance(server, Server)
-    server.begun.add(sid)
-    server.refuse(sid)
 
 
 def reached(world: World) -> list[str]:
@@ -116,7 +110,8 @@ def test_a_refusal_at_the_stream_limit_keeps_the_call_with_its_server() -> None:
     world.assert_clean()
 
 
-def test_a_server_that_refuses_for_ever_at_its_limit_is_left_in_the_end() -> None:
+def at_the_limit() -> tuple[World, Client, int, Server]:
+    """The owner of `chat-001` has a call, as many as it takes at once, and another waits; other servers would echo."""
     world = World(upstream={"max_connections": 1})
     owner, *others = world.order("chat-001")
     world.echoing(*others).server(owner, {ngh2.Setting.MAX_CONCURRENT_STREAMS: 1})
@@ -124,7 +119,11 @@ def test_a_server_that_refuses_for_ever_at_its_limit_is_left_in_the_end() -> Non
     client.request(message("chat-001"))
     waiting = client.request(message("chat-001"))
     world.run()
-    server = world.at(owner)
+    return world, client, waiting, world.at(owner)
+
+
+def test_a_server_that_refuses_for_ever_at_its_limit_is_left_in_the_end() -> None:
+    world, client, waiting, server = at_the_limit()
     server.on_request = refuse
     server.respond(1)
     world.advance(1.0)
@@ -135,14 +134,7 @@ def test_a_server_that_refuses_for_ever_at_its_limit_is_left_in_the_end() -> Non
 
 def test_a_server_that_refuses_at_its_limit_and_hangs_up_each_time_gets_the_call_once_more_and_no_oftener() -> None:
     """No stream has ended on its new connections that it might count still: the refusal is not about its limit."""
-    world = World(upstream={"max_connections": 1})
-    owner, *others = world.order("chat-001")
-    world.echoing(*others).server(owner, {ngh2.Setting.MAX_CONCURRENT_STREAMS: 1})
-    client = world.start().client()
-    client.request(message("chat-001"))
-    waiting = client.request(message("chat-001"))
-    world.run()
-    server = world.at(owner)
+    world, client, waiting, server = at_the_limit()
 
     def refuse_and_hang_up(peer: Peer, sid: int, exchange: Exchange) -> None:
         refuse(peer, sid, exchange)
@@ -215,12 +207,17 @@ def test_closing_the_pools_ends_every_state_for_good(state: str) -> None:
 # Keepalive and age.
 
 
-def test_a_server_that_does_not_answer_a_ping_is_given_up_while_calls_depend_on_it() -> None:
-    world = World(upstream={"keepalive_interval": 60.0, "keepalive_timeout": 5.0}).silent()
+def with_a_call(**upstream: float) -> tuple[World, Client, int, Server]:
+    """A call that its server, the owner of `chat-005`, does not answer."""
+    world = World(upstream=upstream).silent()
     client = world.start().client()
     sid = client.request(message("chat-005"), path=CHAT)
     world.run()
-    owner = world.at(world.owner("chat-005"))
+    return world, client, sid, world.at(world.owner("chat-005"))
+
+
+def test_a_server_that_does_not_answer_a_ping_is_given_up_while_calls_depend_on_it() -> None:
+    world, client, sid, owner = with_a_call(keepalive_interval=60.0, keepalive_timeout=5.0)
     world.advance(61.0)
     assert owner.pings == 1
     assert not client.exchanges[sid].ended
@@ -234,11 +231,7 @@ def test_a_server_that_does_not_answer_a_ping_is_given_up_while_calls_depend_on_
 
 
 def test_a_server_whose_answer_to_a_ping_waits_behind_a_long_response_is_not_given_up() -> None:
-    world = World(upstream={"keepalive_interval": 60.0, "keepalive_timeout": 5.0}).silent()
-    client = world.start().client()
-    sid = client.request(message("chat-005"), path=CHAT)
-    world.run()
-    owner = world.at(world.owner("chat-005"))
+    world, client, sid, owner = with_a_call(keepalive_interval=60.0, keepalive_timeout=5.0)
     owner.begin(1)
     world.run()
     owner.stopped = True  # the answer is in the line, behind the DATA
@@ -261,11 +254,7 @@ def test_an_idle_connection_is_not_pinged() -> None:
 
 
 def test_keepalive_that_a_reload_switches_off_ends_at_once() -> None:
-    world = World(upstream={"keepalive_interval": 60.0}).silent()
-    client = world.start().client()
-    client.request(message("chat-005"), path=CHAT)
-    world.run()
-    owner = world.at(world.owner("chat-005"))
+    world, _, _, owner = with_a_call(keepalive_interval=60.0)
     world.reload(upstream={"keepalive_interval": 0.0})
     world.advance(3600.0)
     assert owner.pings == 0
@@ -273,11 +262,7 @@ def test_keepalive_that_a_reload_switches_off_ends_at_once() -> None:
 
 @pytest.mark.parametrize("before", [0.0, 3600.0])
 def test_a_new_keepalive_interval_reaches_connections_that_stand(before: float) -> None:
-    world = World(upstream={"keepalive_interval": before, "keepalive_timeout": 5.0}).silent()
-    client = world.start().client()
-    sid = client.request(message("chat-005"), path=CHAT)
-    world.run()
-    owner = world.at(world.owner("chat-005"))
+    world, client, sid, owner = with_a_call(keepalive_interval=before, keepalive_timeout=5.0)
     world.advance(100.0)
     world.reload(upstream={"keepalive_interval": 60.0, "keepalive_timeout": 5.0})
     world.advance(59.0)

@@ -7,7 +7,7 @@ import pytest
 
 from proxy.cluster.endpoint import Cause
 from tests.support.messages import framed, message, varint
-from tests.support.peers import Exchange, Peer
+from tests.support.peers import Exchange, Peer, hang_up
 from tests.support.world import World, address_of, endpoints
 
 CHAT = b"/chat.ChatService/Chat"
@@ -18,15 +18,10 @@ def unavailable(server: Peer, sid: int, _exchange: Exchange) -> None:
     server.engine.send_response(sid, [(b":status", b"200"), (b"grpc-status", b"14")], end_stream=True)
 
 
-def die(server: Peer, sid: int, _exchange: Exchange) -> None:
-    server.begun.add(sid)
-    server.transport.abort()
-
-
 # Ejection.
 
 
-@pytest.mark.parametrize("failure", [unavailable, die], ids=["answers UNAVAILABLE", "hangs up"])
+@pytest.mark.parametrize("failure", [unavailable, hang_up], ids=["answers UNAVAILABLE", "hangs up"])
 def test_a_server_that_fails_its_calls_is_ejected_and_returns_in_time(failure) -> None:  # type: ignore[no-untyped-def]
     world = World(failback={"mode": "immediate"}).echoing()
     world.at("A").on_request = failure
@@ -77,7 +72,7 @@ def test_a_chat_that_kills_whatever_serves_it_takes_two_servers_and_not_a_third(
 
     def poisoned(server: Peer, sid: int, exchange: Exchange) -> None:
         if b"poison" in exchange.body:
-            die(server, sid, exchange)
+            hang_up(server, sid, exchange)
         else:
             server.respond(sid, exchange.body)  # type: ignore[attr-defined]
 

@@ -8,22 +8,12 @@ import pytest
 from proxy.cluster.endpoint import Cause
 from proxy.slices import at_once
 from tests.support.messages import framed, message
-from tests.support.peers import Exchange, Headers, Peer, Server
+from tests.support.peers import Exchange, Headers, Peer, Server, hang_up, reset
 from tests.support.world import World, endpoints
 
 CHAT = b"/chat.ChatService/Chat"  # neither idempotent nor with a key
 IDEMPOTENT = [{"method": "/a.B/Get", "key": {"field": "1"}, "idempotent": True}]
 GET = b"/a.B/Get"
-
-
-def reset(server: Peer, sid: int, _exchange: Exchange) -> None:
-    server.begun.add(sid)
-    server.engine.reset_stream(sid, ngh2.ErrorCode.INTERNAL_ERROR)
-
-
-def vanish(server: Peer, sid: int, _exchange: Exchange) -> None:
-    server.begun.add(sid)
-    server.transport.abort()
 
 
 def answering(headers: Headers):  # type: ignore[no-untyped-def]
@@ -40,7 +30,7 @@ def trailers_only(status: int, *more: tuple[bytes, bytes]) -> Headers:
 
 FAILURES = {
     "reset": reset,
-    "connection lost": vanish,
+    "connection lost": hang_up,
     "UNAVAILABLE": answering(trailers_only(14)),
     "RESOURCE_EXHAUSTED": answering(trailers_only(8)),
     "ABORTED": answering(trailers_only(10)),
