@@ -12,7 +12,7 @@ from proxy.durations import SHORTEST
 
 
 class TracingSettings(BaseModel):
-    """`[tracing]`: spans of calls, by OTLP over gRPC. Needs the extra: `pip install districhat[otel]`."""
+    """`[tracing]`: spans of calls, by OTLP over gRPC. Needs the extra `otel`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,6 +35,13 @@ class TracingSettings(BaseModel):
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> Self:
-        if self.endpoint and importlib.util.find_spec("opentelemetry.sdk") is None:
-            raise ValueError("endpoint needs the extra otel: pip install districhat[otel]")
+        if self.endpoint and not _is_installed("opentelemetry.sdk"):
+            raise ValueError("endpoint needs the extra otel: pip install '.[otel]' in a clone")
         return self
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # there is not even the package that it would be in
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -205,6 +206,14 @@ def routes(*methods: str) -> str:
 def test_a_mistake_is_one_line_that_starts_with_its_key_path(file, text, line):
     [found] = problems(file(text))
     assert found == line or (found.startswith(line) and "\n" not in found)
+
+
+@pytest.mark.parametrize("missing", ["opentelemetry", "opentelemetry.sdk"])
+def test_tracing_without_its_extra_is_a_mistake(file, monkeypatch, missing):
+    monkeypatch.delitem(sys.modules, "opentelemetry.sdk", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)  # what Python takes for: not there
+    text = ENDPOINT + '[tracing]\nendpoint = "http://collector:4317"'
+    assert problems(file(text)) == ["tracing: endpoint needs the extra otel: pip install '.[otel]' in a clone"]
 
 
 @pytest.mark.parametrize("listener", ["127.0.0.1:0", "10.0.0.1:50051", "127.0.0.1:50050", "unix:/x"])
