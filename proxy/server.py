@@ -246,7 +246,7 @@ def _end_at_once(workers: Supervisor, signum: int, _frame: object) -> None:
 _ADVICE: Final = {
     ("listener.address", errno.EADDRINUSE): "; --takeover replaces the proxy that listens there, if one does",
     ("listener.address", errno.EEXIST): " and is no socket; give another path",
-    ("listener.address", errno.EACCES): "; ports below 1024 need CAP_NET_BIND_SERVICE",
+    ("listener.address", errno.EACCES): "; ports below 1024 need CAP_NET_BIND_SERVICE, sockets a writable directory",
     ("admin.address", errno.EADDRINUSE): '; give another port, or "" for no admin server',
 }
 """What helps, where that is known."""
