@@ -142,7 +142,6 @@ async def test_a_successor_stays_one_as_long_as_it_lives_though_it_hears_no_good
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The other process was stopped meanwhile, and finds "ready" when it goes on."""
-    monkeypatch.setattr(takeover, "ANSWER_TIMEOUT", 0.05)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as point, socket.create_server(("127.0.0.1", 0)) as port:
         address = Address(*port.getsockname())
         point.bind(takeover.meeting_point(address))
@@ -154,6 +153,7 @@ async def test_a_successor_stays_one_as_long_as_it_lives_though_it_hears_no_good
             socket.send_fds(peer, [b"sockets"], [port.fileno()])
             begun = await beginning
             assert begun is not None
+            monkeypatch.setattr(takeover, "ANSWER_TIMEOUT", 0.05)  # of the goodbye alone: sockets must arrive in time
             await begun.confirm()
             assert begun.confirmed
             assert "did not say goodbye: it does not answer" in caplog.text
