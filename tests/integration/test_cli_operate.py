@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -156,6 +157,23 @@ async def test_drain_waits_for_the_last_call(proxy: ProxyProcess, districhat: Co
         await stream.done_writing()
         assert await stream.read() is grpc.aio.EOF
         assert await waiting == (0, "Server-B is drained: it has no call left\n", "")
+
+
+async def test_ctrl_c_while_a_drain_is_waited_for_leaves_it_and_says_so(
+    proxy: ProxyProcess, districhat: Command
+) -> None:
+    async with channel(proxy.address) as client:
+        stream = client.stream_stream("/any.Service/Chat")(metadata=(("x-chat-id", proxy.key_of("Server-B")),))
+        await stream.write(b"x")
+        assert await stream.read() == b"x"
+        drain = [sys.executable, "-m", "proxy", "drain", "Server-B", "--wait", "--admin", districhat.admin]
+        process = await asyncio.create_subprocess_exec(*drain, stderr=asyncio.subprocess.PIPE, cwd=ROOT)
+        assert process.stderr is not None
+        assert await process.stderr.readline() == b"Server-B: 1 call left\n"
+        process.send_signal(signal.SIGINT)
+        assert await process.stderr.read() == b"Server-B goes on draining; `districhat undrain` takes that back\n"
+        assert await process.wait() == 130
+    assert "draining" in (await districhat("status")).out
 
 
 async def test_drained_servers_get_no_new_calls_until_undrained(proxy: ProxyProcess, districhat: Command) -> None:

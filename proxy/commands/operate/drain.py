@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.commands.operate import text
 from proxy.commands.operate.client import MISUSED, WRONG
-from proxy.commands.output import console
+from proxy.commands.output import console, say
 from proxy.errors import CommandError
 
 if TYPE_CHECKING:
@@ -35,7 +35,11 @@ def drain(
     drained = client.drain(endpoint_id, reason, force=force).body
     if not wait:
         return _tell(drained, "drains already" if not drained.changed else "drains: new calls walk past it", as_json)
-    left = _wait(client, endpoint_id, timeout)
+    try:
+        left = _wait(client, endpoint_id, timeout)
+    except KeyboardInterrupt:
+        say(f"{endpoint_id} goes on draining; `districhat undrain` takes that back")
+        raise
     end = drained.model_copy(update={"active_calls": left})
     if left:
         _tell(end, f"drains, and still has {text.plural(left, 'call')} after {timeout:g} s", as_json)
