@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxy.forwarding.stats import StatsSnapshot
@@ -18,6 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 IDLE = Load({}, 0, {}, {}, {})
+
+
+def _safe_path() -> list[str]:
+    """`-m` looks into the working directory first, where a `proxy` or `logging.py` of somebody else may be. A worker
+    does so only if we do.
+    """
+    try:
+        looked_into = {"", str(Path.cwd())}
+    except OSError:  # it is gone
+        looked_into = {""}
+    return [] if looked_into & set(sys.path) else ["-P"]
 
 
 class WorkerProcess:
@@ -52,7 +64,7 @@ class WorkerProcess:
         """Start one that listens on these, which it inherits. `on_caught_up`: see `Channel`. Raises OSError."""
         ours, theirs = socket.socketpair()
         descriptors = [theirs.fileno(), *(each.fileno() for each in sockets)]
-        command = [sys.executable, *(f"-W{each}" for each in sys.warnoptions), "-m", "proxy.workers"]
+        command = [sys.executable, *(f"-W{each}" for each in sys.warnoptions), *_safe_path(), "-m", "proxy.workers"]
         try:
             process = subprocess.Popen(  # noqa: ASYNC220, S603 - ourselves; vfork and exec take milliseconds
                 [*command, f"worker-{number}", *map(str, descriptors)],

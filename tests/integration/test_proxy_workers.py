@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from tests.support.grpc_server import GATED, EchoServer, Gate, channel, echo_ser
 from tests.support.polling import eventually
 from tests.support.ports import free_port
 from tests.support.processes import alive, command, stopped
-from tests.support.proxy_process import PATIENCE, addresses, proxy_process, toml
+from tests.support.proxy_process import PATIENCE, addresses, environment, proxy_process, toml
 from tests.support.workers import client_of_each, workers_of
 
 if TYPE_CHECKING:
@@ -415,3 +416,26 @@ async def test_a_worker_that_is_stopped_holds_up_neither_parent_nor_drain(tmp_pa
         proxy.signal(signal.SIGTERM)
         assert await proxy.ended() == 0
         assert "did not end in time and is killed" in proxy.log()
+
+
+async def test_workers_load_nothing_from_the_working_directory(tmp_path: Path) -> None:
+    """As `districhat serve`, the installed program, does not: modules of the same names may lie there."""
+    for name in ("proxy", "logging", "asyncio"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not of ours')\n", encoding="utf-8")
+    file = tmp_path / "proxy.toml"
+    listener = {"workers": 2, "address": "127.0.0.1:0"}
+    file.write_text(toml({"Server-A": "127.0.0.1:9"}, listener=listener, admin={"address": ""}), encoding="utf-8")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "proxy", "serve", "--config", str(file)),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    ready = await process.stdout.readline()
+    if ready:
+        process.terminate()
+    _, log = await process.communicate()
+    assert ready.startswith(b"districhat ready on "), log.decode()
+    assert process.returncode == 0
