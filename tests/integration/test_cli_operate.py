@@ -317,6 +317,7 @@ async def test_top_tells_the_rates_of_each_server(proxy: ProxyProcess, districha
     ("width", "columns"),
     [
         (200, "server state share active calls/s errors p50 p99 why"),
+        (80, "server state share active calls/s errors p50 p99 why"),
         (60, "server state active calls/s errors p50 p99"),
         (20, "server calls/s"),
         (1, None),
@@ -326,7 +327,7 @@ async def test_top_shows_the_columns_that_a_terminal_has_room_for(
     districhat: Command, monkeypatch: pytest.MonkeyPatch, width: int, columns: str | None
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    await districhat("drain", "Server-B")
+    await districhat("drain", "Server-B", "--reason", "a long story " * 15)  # is cut, and costs no other column
     ended = await districhat("top", "--interval", "0.05", "--count", "1")
     assert ended.status == 0
     if columns is not None:

@@ -168,7 +168,7 @@ def _table(rows: Sequence[dict[str, Text]], width: int) -> Table:
         table.add_column(name, justify="left" if name in {"server", "state"} else "right", no_wrap=True)
     if left >= _LEAST_OF_A_REASON:
         widths["why"] = left
-        table.add_column("why", no_wrap=True)
+        table.add_column("why", no_wrap=True, max_width=left)  # or a long reason would take from all columns
     for row in rows:
         table.add_row(*(row[name] for name in widths))
     return table
