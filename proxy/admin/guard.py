@@ -65,9 +65,10 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as error:
         if error.status < HTTPStatus.BAD_REQUEST:
             raise
-        response = problem(HTTPStatus(error.status), error.text or error.reason)
-        if hdrs.ALLOW in error.headers:
-            response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
+        allowed = error.headers.get(hdrs.ALLOW)
+        response = problem(HTTPStatus(error.status), _in_words(error, allowed))
+        if allowed is not None:
+            response.headers[hdrs.ALLOW] = allowed
     except Exception:
         log.exception("a bug ended an admin request: %s %s", request.method, request.path)
         response = problem(HTTPStatus.INTERNAL_SERVER_ERROR, "a bug of the proxy; its log has the details")
@@ -75,6 +76,14 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
     return response
+
+
+def _in_words(error: web.HTTPException, allowed: str | None) -> str:
+    if allowed is not None:
+        return f"this path takes {allowed.replace(',', ', ')} only"
+    if error.status == HTTPStatus.NOT_FOUND:
+        return "nothing is at this path: / has the dashboard, /api/schema says what else there is"
+    return error.text or error.reason
 
 
 def guard(settings: AdminSettings, public: frozenset[str] = frozenset()) -> Middleware:

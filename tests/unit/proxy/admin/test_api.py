@@ -305,10 +305,12 @@ async def test_a_body_too_large_is_413(world, connect):
 
 async def test_unknown_paths_and_wrong_methods_are_problems_too(world, connect):
     client = await connect(world)
-    await refused(await client.get("/api/nothing"), HTTPStatus.NOT_FOUND)
+    found = await refused(await client.get("/api/nothing"), HTTPStatus.NOT_FOUND)
+    assert found.detail.startswith("nothing is at this path: ")
     response = await client.get("/api/endpoints/B/drain")
-    await refused(response, HTTPStatus.METHOD_NOT_ALLOWED)
+    found = await refused(response, HTTPStatus.METHOD_NOT_ALLOWED)
     assert response.headers["Allow"] == "POST"
+    assert found.detail == "this path takes POST only"
 
 
 # Configuration and schema.
