@@ -18,6 +18,7 @@ import uvloop
 
 from proxy import memory
 from proxy.admin.logs import logging_as
+from proxy.allocator import keep_freed_memory
 from proxy.cluster.address import Address
 from proxy.cluster.cluster import Cluster
 from proxy.cluster.endpoint import Cause
@@ -287,6 +288,7 @@ def _wake_when_the_parent_ends() -> None:
 def main(arguments: Sequence[str]) -> int:
     """`NAME CONTROL_FD LISTENING_FD...`, with the signals ignored that are the parent's (see `__main__`)."""
     _wake_when_the_parent_ends()
+    keep_freed_memory()
     name, control, *listening = arguments
     # Until the settings are here.
     logging.basicConfig(format=f"%(asctime)s %(levelname)s {name}: %(name)s: %(message)s", level=logging.INFO)

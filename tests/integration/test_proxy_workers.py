@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ from tests.support.echo_load import EchoLoad
 from tests.support.grpc_server import GATED, EchoServer, Gate, channel, echo_servers, server_of
 from tests.support.polling import eventually
 from tests.support.ports import free_port
-from tests.support.processes import alive, command, stopped
+from tests.support.processes import alive, command, page_faults, stopped
 from tests.support.proxy_process import PATIENCE, addresses, environment, proxy_process, toml
 from tests.support.workers import client_of_each, workers_of
 
@@ -194,6 +195,25 @@ async def test_a_worker_that_is_stopped_when_its_parent_is_killed_goes_on_and_en
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(worker, signal.SIGKILL)
         proxy.exit_status = -signal.SIGKILL
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+async def test_workers_keep_the_memory_that_large_messages_take(tmp_path: Path) -> None:
+    large = bytes(512 << 10)
+    async with (
+        echo_servers("Server-A") as (server,),
+        proxy_process(tmp_path, config(server)) as proxy,
+        channel(proxy.address) as client,
+    ):
+
+        async def faults(calls: int) -> int:
+            before = sum(map(page_faults, workers_of(proxy)))
+            for _ in range(calls):
+                assert await client.unary_unary(UNARY)(large) == large
+            return sum(map(page_faults, workers_of(proxy))) - before
+
+        await faults(50)  # until there is enough of it
+        assert await faults(50) < 50 * len(large) / 4096 / 10, "it is taken from the kernel again and again"
 
 
 async def test_a_reload_reaches_every_worker(tmp_path: Path) -> None:

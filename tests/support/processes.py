@@ -35,6 +35,11 @@ def command(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").rstrip("\0").split("\0")
 
 
+def page_faults(pid: int) -> int:
+    """Pages that the kernel had to give it, or to give back to it, without reading a disk."""
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[7])
+
+
 def cpu_seconds(pid: int) -> float:
     """What it has used, user and system, in steps of a tick: 10 ms."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
