@@ -14,7 +14,7 @@ from bench.errors import BenchError
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _FRAME = struct.Struct(">BHBBI")  # RFC 9113, 4.1: length in 24 bits, type, flags, stream
 _DATA, _HEADERS, _RST, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 _ACK = END_STREAM = 0x1
@@ -53,7 +53,7 @@ class ClientConnection:
     def __init__(self, headers: Headers) -> None:
         settings = struct.pack(">HIHI", 2, 0, 4, _MAX_WINDOW)  # no push; the largest stream window
         grow = struct.pack(">I", _MAX_WINDOW - _DEFAULT_WINDOW)
-        self.out = _PREFACE + frame(_SETTINGS, 0, 0, settings) + frame(_WINDOW_UPDATE, 0, 0, grow)
+        self.out = PREFACE + frame(_SETTINGS, 0, 0, settings) + frame(_WINDOW_UPDATE, 0, 0, grow)
         """Bytes that wait to be sent, besides the calls."""
         self.running: dict[int, float] = {}
         """The calls under way: their stream and when they were due."""

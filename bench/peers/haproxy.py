@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bench.load.client import PREFACE, frame
 from bench.peers.base import Peer
 from bench.peers.programs import bundled, first_line
 
@@ -114,20 +115,16 @@ def check_request() -> bytes:
     headers += _literal(b"\x0f\x10", b"application/grpc")  # content-type, 31 in a prefix of 4 bits
     headers += _literal(b"\x00" + bytes([len(b"te")]) + b"te", b"trailers")
     return (
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-        + _frame(4, 0, 0, b"")
-        + _frame(1, 0x4, 1, headers)  # END_HEADERS
-        + _frame(0, 0x1, 1, bytes(5))  # END_STREAM; an empty message, not compressed
+        PREFACE
+        + frame(4, 0, 0, b"")
+        + frame(1, 0x4, 1, headers)  # END_HEADERS
+        + frame(0, 0x1, 1, bytes(5))  # END_STREAM; an empty message, not compressed
     )
 
 
 def _literal(name: bytes, value: bytes) -> bytes:
     """A header field without indexing (RFC 7541 6.2.2), its value shorter than 127 bytes and not Huffman-coded."""
     return name + bytes([len(value)]) + value
-
-
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
 
 
 def _ms(seconds: float) -> int:

@@ -30,9 +30,8 @@ def hoard(world: World, client: Client, calls: int, size: int, server: str) -> N
 
 @pytest.mark.parametrize("stalled", [False, True], ids=["no window", "transport full"])
 def test_a_client_that_lets_too_much_wait_loses_its_largest_calls(stalled: bool) -> None:
-    world = (
-        World(limits={"max_buffered_per_connection": 1_000_000}, upstream={"stream_window": 100_000}).silent().start()
-    )
+    world = World(limits={"max_buffered_per_connection": 1_000_000}, upstream={"stream_window": 100_000})
+    world.silent().start()
     client = world.client({INITIAL_WINDOW: 1 << 24 if stalled else 0})
     client.engine.set_local_window_size(2**31 - 1)
     world.run()
