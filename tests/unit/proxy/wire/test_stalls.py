@@ -216,6 +216,20 @@ def test_what_is_shed_from_a_full_transport_does_not_hide_that_the_client_reads(
     assert line.client.connected
 
 
+def test_what_is_written_is_counted_only_as_long_as_something_waits() -> None:
+    line = Line()
+    line.wire.stall()
+    sid = line.call()
+    line.answer(sid, 100_000)
+    assert line.downstream.wire is line.wire
+    line.world.advance(2 * LOOK)
+    assert line.downstream.wire is not line.wire
+    line.wire.resume()
+    line.world.run()
+    line.world.advance(2 * LOOK)
+    assert line.downstream.wire is line.wire
+
+
 # What is given up: the call, or the connection.
 
 
