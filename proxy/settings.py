@@ -22,7 +22,8 @@ from proxy.admin.call_records import DecisionSettings
 from proxy.admin.logs import LogSettings
 from proxy.admin.settings import AdminSettings
 from proxy.admin.tracing_settings import TracingSettings
-from proxy.balancing.settings import RingSettings
+from proxy.balancing.hashing import vnodes_for_weight
+from proxy.balancing.settings import MAX_RING, RingSettings
 from proxy.cluster.address import Address
 from proxy.cluster.outlier import OutlierSettings
 from proxy.cluster.settings import EndpointSettings
@@ -30,7 +31,7 @@ from proxy.config_problems import key_path, problems_of, shown, unknown_key
 from proxy.control.settings import HealthSettings
 from proxy.errors import ConfigError
 from proxy.forwarding.failback import FailbackSettings
-from proxy.forwarding.settings import LimitSettings, MetricsSettings, RetrySettings, RouteSettings, covers
+from proxy.forwarding.settings import LimitSettings, MetricsSettings, RetrySettings, RouteSettings, hidden
 from proxy.transport.settings import ListenerSettings, UpstreamSettings
 
 if TYPE_CHECKING:
@@ -233,11 +234,13 @@ def _contradictions(settings: Settings) -> dict[str, str]:
         if _meet(Address.parse(endpoint.address), listener):
             where = key_path(("endpoints", index, "address"))
             found[where] = "is the listener's: every call would come back for ever"
-    for index, route in enumerate(settings.routes):
-        for before, other in enumerate(settings.routes[:index]):
-            if covers(other.method, route.method):
-                found[key_path(("routes", index, "method"))] = f"is never reached: routes[{before}] takes its calls"
-                break
+    for index, before in hidden(settings.routes).items():
+        found[key_path(("routes", index, "method"))] = f"is never reached: routes[{before}] takes its calls"
+    points = sum(vnodes_for_weight(endpoint.weight, settings.ring.virtual_nodes) for endpoint in settings.endpoints)
+    if points > MAX_RING:
+        found["ring.virtual_nodes"] = (
+            f"makes {points:,} points with the weights there are, more than {MAX_RING:,}: lower it, or the weights"
+        )
     return found
 
 

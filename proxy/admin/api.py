@@ -23,6 +23,7 @@ from proxy.balancing import plan
 from proxy.balancing.errors import DuplicateNodeError, UnknownNodeError
 from proxy.balancing.hashing import RING_SIZE
 from proxy.balancing.ring import RingSnapshot
+from proxy.balancing.settings import MAX_RING
 from proxy.cluster.settings import EndpointSettings
 from proxy.transport.slices import in_passes
 
@@ -170,6 +171,8 @@ class Api:
             raise ProblemError(HTTPStatus.BAD_REQUEST, detail) from error
         if not nodes:
             raise ProblemError(HTTPStatus.BAD_REQUEST, "no server would be left")
+        if (points := sum(node.vnodes for node in nodes)) > MAX_RING:
+            raise ProblemError(HTTPStatus.BAD_REQUEST, f"{points:,} virtual nodes are more than {MAX_RING:,}")
         after = await in_passes(RingSnapshot.building(nodes, before.layout))
         keys = tuple(await self._proxy.recent_keys())
         found = await in_passes(plan.planning(before, after, keys))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from proxy.durations import Seconds
 from proxy.grpc_wire.fields import FieldPath
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MAX_BYTES: Final = 1 << 40
 """The most that a limit of memory can say: a TiB."""
@@ -90,9 +93,17 @@ class RouteSettings(BaseModel):
         return self
 
 
-def covers(pattern: str, other: str) -> bool:
-    """Whether every method that matches `other` matches `pattern`: behind it, `other` never decides."""
-    return pattern in ("*", other) or (pattern.endswith("/*") and other.startswith(pattern[:-1]))
+def hidden(routes: Sequence[RouteSettings]) -> dict[int, int]:
+    """The routes that never decide, as every method of theirs falls under one before them: their positions, and its."""
+    first: dict[str, int] = {}
+    found = {}
+    for index, route in enumerate(routes):
+        service = route.method[: route.method.rfind("/")] + "/*"
+        before = [first[pattern] for pattern in ("*", service, route.method) if pattern in first]
+        if before:
+            found[index] = min(before)
+        first.setdefault(route.method, index)
+    return found
 
 
 CHAT_SERVICE_TIMEOUT = 10.0  # seconds; the request timeout of the original's smart client

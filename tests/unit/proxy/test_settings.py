@@ -191,6 +191,10 @@ def routes(*methods: str) -> str:
             ENDPOINT + '[listener]\naddress = "[::]:9901"',
             "admin.address: is the listener's: give it a port of its own",
         ),
+        (
+            ENDPOINT + "weight = 900\n[ring]\nvirtual_nodes = 10_000",
+            "ring.virtual_nodes: makes 9,000,000 points with the weights there are, more than 8,388,608: ",
+        ),
         *(
             (routes(before, method), "routes[1].method: is never reached: routes[0] takes its calls")
             for before, method in (

@@ -303,6 +303,13 @@ async def test_a_body_too_large_is_413(world, connect):
     await refused(response, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
 
 
+async def test_a_plan_for_more_virtual_nodes_than_a_ring_may_have_is_refused(world, connect):
+    client = await connect(world)
+    query = "&".join(f"add=X{number}=1000" for number in range(100))
+    found = await refused(await client.get(f"/api/plan?{query}"), HTTPStatus.BAD_REQUEST)
+    assert found.detail.endswith("virtual nodes are more than 8,388,608")
+
+
 async def test_unknown_paths_and_wrong_methods_are_problems_too(world, connect):
     client = await connect(world)
     found = await refused(await client.get("/api/nothing"), HTTPStatus.NOT_FOUND)
