@@ -254,9 +254,11 @@ def _line(location: tuple[int | str, ...], problem: Mapping[str, Any]) -> str:
         return f"{key}: unknown setting"
     if problem["type"] == "model_type":
         return f"{key}: must be a table, not {problem['input']!r}"
-    text = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input ").partition(", unable to parse")[0]
+    text = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     if problem["type"] == "string_pattern_mismatch":
         text = _PATTERNS[key]
+    elif problem["type"].endswith("_parsing"):
+        text = text.partition(", ")[0]  # what follows says that a text is none
     if not key:
         return text  # of settings that do not go together, which it names
     if key in _SECRET or isinstance(problem["input"], dict):  # a table may hold a secret, too

@@ -56,9 +56,9 @@ def _facts(settings: Settings) -> dict[str, object]:
 
 
 def _summary(settings: Settings) -> str:
-    endpoints, routes = len(settings.endpoints), len(settings.routes)
+    endpoints, routes, points = len(settings.endpoints), len(settings.routes), _virtual_nodes(settings)
     return (
-        f"{endpoints} endpoint{'s' * (endpoints != 1)} with {_virtual_nodes(settings)} virtual nodes, "
+        f"{endpoints} endpoint{'s' * (endpoints != 1)} with {points} virtual node{'s' * (points != 1)}, "
         f"{routes} route{'s' * (routes != 1)} of its own before {len(BUILT_IN_ROUTES)} built in, "
         f"listener {settings.listener.address}"
     )
