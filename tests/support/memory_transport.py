@@ -28,6 +28,8 @@ class MemoryTransport:
         self.outgoing: deque[bytes] = deque()
         self.closing = False
         self.lost = False
+        self.told = False
+        """The protocol knows that it is lost."""
         self.stalled = False
         """The peer does not read: bytes stay in `outgoing`, and the protocol is told to pause."""
         self.reading = True
@@ -51,7 +53,9 @@ class MemoryTransport:
         self.reading = True
 
     def write(self, data: bytes) -> None:
-        assert not self.lost, "written to a lost connection"
+        assert not self.told, "written to a lost connection"
+        if self.lost:
+            return  # as event loops do until they tell of it
         self.outgoing.append(bytes(data))
         if self.stalled and self.buffered() > self.high_water:
             self.protocol.pause_writing()
@@ -92,7 +96,11 @@ class MemoryTransport:
         for end in (self, self.peer):
             if not end.lost:
                 end.lost = True
-                self.world.call_soon(lambda end=end: end.protocol.connection_lost(None))
+                self.world.call_soon(end._tell)
+
+    def _tell(self) -> None:
+        self.told = True
+        self.protocol.connection_lost(None)
 
     def deliver(self) -> bool:
         """Hand what was written to the peer, cut as the world says. Returns whether there was anything."""
