@@ -48,10 +48,13 @@ class Turns:
 
     def _next(self) -> None:
         waiting = self._waiting
-        for _ in range(min(AT_ONCE, len(waiting))):
-            waiting.popleft().read_on()
-        if waiting:
-            self._call_soon(self._next)
+        try:
+            for _ in range(min(AT_ONCE, len(waiting))):
+                waiting.popleft().read_on()
+        finally:
+            # Whatever happened: with anybody left in it, no pass would ever be asked for again.
+            if waiting:
+                self._call_soon(self._next)
 
 
 def fair_room(room: int, taken: int, seconds: float) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -147,6 +148,22 @@ def test_a_few_read_on_in_each_pass_in_the_order_in_which_they_came() -> None:
     loop.run()
     assert log == list(range(2 * AT_ONCE + 1))
     assert not loop.scheduled, "nobody waits, and so no pass is asked for"
+
+
+def test_a_bug_in_one_of_them_keeps_nobody_waiting() -> None:
+    class Broken(Waiting):
+        def read_on(self) -> None:
+            raise ZeroDivisionError
+
+    loop, log = Loop(), []
+    turns = Turns(loop.call_soon, float)
+    turns.wait(Broken(0, log))
+    for name in range(1, AT_ONCE + 1):
+        turns.wait(Waiting(name, log))
+    with pytest.raises(ZeroDivisionError):
+        loop.run()
+    loop.run()
+    assert log == list(range(1, AT_ONCE + 1))
 
 
 ROOMS = st.integers(MIN_ROOM, MAX_ROOM)
