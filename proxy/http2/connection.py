@@ -133,7 +133,7 @@ class Http2Connection:
         self.room = _FIRST
         """Where the next bytes are put, so many of them at most."""
         self.turn = 0.0
-        """Seconds of reads without others in between."""
+        """Seconds of timed reads since the last one that left room, or the last wait for a turn."""
         self.wire: Wire | None = None
         self.dirty = False
         """In the outbox, or about to be."""

@@ -12,6 +12,7 @@ import importlib.metadata
 import logging
 import signal
 import socket
+import sys
 from typing import TYPE_CHECKING, Final
 
 import uvloop
@@ -280,9 +281,10 @@ def _wake_when_the_parent_ends() -> None:
     socket on a port that a new parent has. SIGCONT means nothing to who is not stopped.
 
     It is the end of the thread that started us which counts, the parent's main one. Has that ended before, we see it as
-    ever; nor does it matter if it is forbidden here (seccomp).
+    ever; nor does it matter if it is forbidden here (seccomp), or not there at all.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGCONT))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGCONT))
 
 
 def main(arguments: Sequence[str]) -> int:
